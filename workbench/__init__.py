@@ -1,0 +1,62 @@
+"""Workbench: watch how neural networks learn, with numbers that say how sure they are.
+
+>>> import workbench as wb
+>>> subject = wb.Subject(model, data, loss="cross_entropy")
+>>> wb.probes.HessianSpectrum(top=5).run(subject)
+
+Names are imported on first use, so that ``import workbench`` stays light and pulls in nothing that draws.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Subject": "workbench.subject",
+    "Pair": "workbench.subject",
+    "Runs": "workbench.subject",
+    "Trajectory": "workbench.trajectory",
+    "Recorder": "workbench.dynamics.recorder",
+    "log_spaced": "workbench.dynamics.recorder",
+    "Along": "workbench.dynamics.along",
+    "Probe": "workbench.probe",
+    "Reading": "workbench.probe",
+    "Job": "workbench.job",
+    "Store": "workbench.store",
+    "load": "workbench.draw.export",
+    "explore": "workbench.ui.bench",
+    "app": "workbench.ui.app",
+}
+_FOLDERS = ("probes", "landscape", "dynamics", "experiments", "zoo", "catalog")
+
+__all__ = [*_HOME, *_FOLDERS]
+
+if TYPE_CHECKING:
+    from workbench import catalog, dynamics, experiments, landscape, probes, zoo
+    from workbench.draw.export import load
+    from workbench.dynamics.along import Along
+    from workbench.dynamics.recorder import Recorder, log_spaced
+    from workbench.job import Job
+    from workbench.probe import Probe, Reading
+    from workbench.store import Store
+    from workbench.subject import Pair, Runs, Subject
+    from workbench.trajectory import Trajectory
+    from workbench.ui.app import app
+    from workbench.ui.bench import explore
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return importlib.import_module(f"workbench.{name}")
+    if name in _HOME:
+        found = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"workbench has no {name!r}; it has {', '.join(sorted(__all__))}.")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,237 @@
+"""A picture as plain data: panels, axes and nine marks. Who draws it (Plotly or matplotlib) decides colours and fonts.
+
+Marks name *roles*, never colours. Arrays keep NaN wherever a value is not known; renderers leave such places open or
+hatch them, and never fill them in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Role = Literal["main", "second", "third", "fourth", "reference", "uncertainty", "unconverged"]
+Scale = Literal["linear", "log", "symlog"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: its label, unit and scale. ``threshold`` is where a symlog axis turns linear; ``limits`` fix its ends."""
+
+    label: str
+    scale: Scale = "linear"
+    unit: str = ""
+    limits: tuple[float, float] | None = None
+    threshold: float | None = None
+
+    @property
+    def words(self) -> str:
+        """The label with its unit, as it is printed."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """Anything that can be drawn in a panel. Subclasses list their arrays; all are stored as read-only float64."""
+
+    def __post_init__(self) -> None:
+        for name in self.arrays():
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+        self.check()
+
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the attributes that hold arrays."""
+        return ()
+
+    def check(self) -> None:
+        """Raise ``ValueError`` when the arrays do not fit together."""
+
+
+def _frozen(value: Any) -> Array | None:
+    if value is None:
+        return None
+    out = np.array(value, dtype=np.float64)
+    out.setflags(write=False)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Along(Mark):
+    """A mark whose arrays all have one length."""
+
+    def check(self) -> None:
+        sizes = {n: np.shape(getattr(self, n)) for n in self.arrays() if getattr(self, n) is not None}
+        if len(set(sizes.values())) > 1 or any(len(s) != 1 for s in sizes.values()):
+            raise ValueError(f"{type(self).__name__} needs arrays of one length; got {sizes}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Line(_Along):
+    """Points joined in order; NaN breaks the line."""
+
+    x: ArrayLike
+    y: ArrayLike
+    label: str = ""
+    role: Role = "main"
+
+    def arrays(self) -> tuple[str, ...]:
+        return ("x", "y")
+
+
+@dataclass(frozen=True, eq=False)
+class Band(_Along):
+    """The region between ``low`` and ``high``: an interval that moves with x."""
+
+    x: ArrayLike
+    low: ArrayLike
+    high: ArrayLike
+    label: str = ""
+    role: Role = "uncertainty"
+
+    def arrays(self) -> tuple[str, ...]:
+        return ("x", "low", "high")
+
+
+@dataclass(frozen=True, eq=False)
+class Points(_Along):
+    """Separate points, with an optional error bar of plus and minus ``error`` in y."""
+
+    x: ArrayLike
+    y: ArrayLike
+    error: ArrayLike | None = None
+    label: str = ""
+    role: Role = "main"
+
+    def arrays(self) -> tuple[str, ...]:
+        return ("x", "y", "error")
+
+
+@dataclass(frozen=True, eq=False)
+class Bars(_Along):
+    """Bars from zero to ``y`` with an optional error bar; ``names`` label them where x only counts them."""
+
+    x: ArrayLike
+    y: ArrayLike
+    error: ArrayLike | None = None
+    label: str = ""
+    role: Role = "main"
+    names: tuple[str, ...] = ()
+
+    def arrays(self) -> tuple[str, ...]:
+        return ("x", "y", "error")
+
+
+@dataclass(frozen=True, eq=False)
+class Stems(_Along):
+    """Thin lines from ``base`` to y with a head: atoms of a distribution."""
+
+    x: ArrayLike
+    y: ArrayLike
+    label: str = ""
+    role: Role = "main"
+    base: float = 0.0
+
+    def arrays(self) -> tuple[str, ...]:
+        return ("x", "y")
+
+
+@dataclass(frozen=True, eq=False)
+class _Field(Mark):
+    """Values on a rectangle: ``z[j, i]`` belongs to ``(x[i], y[j])``, as images are stored; NaN is not known."""
+
+    x: ArrayLike
+    y: ArrayLike
+    z: ArrayLike
+    label: str = ""
+
+    def arrays(self) -> tuple[str, ...]:
+        return ("x", "y", "z")
+
+    def check(self) -> None:
+        wanted = (np.size(self.y), np.size(self.x))
+        if np.shape(self.z) != wanted:
+            raise ValueError(f"{type(self).__name__}.z must be (y, x) = {wanted}; got {np.shape(self.z)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Heat(_Field):
+    """Coloured cells on the panel's colour axis ``z``. ``diverging`` is for signed values around zero."""
+
+    diverging: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Contour(_Field):
+    """Filled contours with lines, at ``levels`` when given, else at levels that both renderers compute alike."""
+
+    levels: ArrayLike | None = None
+
+    def arrays(self) -> tuple[str, ...]:
+        return ("x", "y", "z", "levels")
+
+
+@dataclass(frozen=True, eq=False)
+class Surface(_Field):
+    """The same values as a surface in three dimensions; a panel with a Surface is a 3-D panel."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A straight line across the panel at one value of x or of y: a threshold, a prediction, a reference."""
+
+    at: float
+    axis: Literal["x", "y"] = "y"
+    label: str = ""
+    role: Role = "reference"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words at a place given in data coordinates."""
+
+    x: float
+    y: float
+    words: str
+    role: Role = "reference"
+
+
+AnyMark = Line | Band | Points | Bars | Stems | Heat | Contour | Surface | Rule | Text
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes with what is drawn in it. ``z`` is the colour axis, or the height of a surface."""
+
+    marks: tuple[AnyMark, ...]
+    x: Axis
+    y: Axis
+    z: Axis | None = None
+    title: str = ""
+    square: bool = False
+
+    def __post_init__(self) -> None:
+        if any(isinstance(m, Heat | Contour | Surface) for m in self.marks) and self.z is None:
+            raise ValueError("A panel with a Heat, Contour or Surface needs z=Axis(...), which names what is coloured.")
+
+    @property
+    def solid(self) -> bool:
+        """True when the panel is three-dimensional."""
+        return any(isinstance(m, Surface) for m in self.marks)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels side by side under one title. ``note`` is the line of small print: how sure, on how many examples."""
+
+    panels: tuple[Panel, ...]
+    title: str = ""
+    note: str = ""
+    columns: int | None = None
+    widths: tuple[float, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.panels:
+            raise ValueError("A Figure needs at least one Panel.")

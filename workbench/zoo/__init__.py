@@ -1,0 +1,1 @@
+"""Small models and tasks that notebooks, experiments and tests share."""
