@@ -7,7 +7,7 @@ hatch them, and never fill them in.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,7 @@ Scale = Literal["linear", "log", "symlog"]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its label, unit and scale. ``threshold`` is where a symlog axis turns linear; ``limits`` fix its ends."""
+    """One axis: label, unit and scale. ``threshold`` is where a symlog axis turns linear; ``limits`` fix its ends."""
 
     label: str
     scale: Scale = "linear"
@@ -38,13 +38,11 @@ class Mark:
     """Anything that can be drawn in a panel. Subclasses list their arrays; all are stored as read-only float64."""
 
     def __post_init__(self) -> None:
-        for name in self.arrays():
+        for name in self.arrays:
             object.__setattr__(self, name, _frozen(getattr(self, name)))
         self.check()
 
-    def arrays(self) -> tuple[str, ...]:
-        """Names of the attributes that hold arrays."""
-        return ()
+    arrays: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         """Raise ``ValueError`` when the arrays do not fit together."""
@@ -63,7 +61,7 @@ class _Along(Mark):
     """A mark whose arrays all have one length."""
 
     def check(self) -> None:
-        sizes = {n: np.shape(getattr(self, n)) for n in self.arrays() if getattr(self, n) is not None}
+        sizes = {n: np.shape(getattr(self, n)) for n in self.arrays if getattr(self, n) is not None}
         if len(set(sizes.values())) > 1 or any(len(s) != 1 for s in sizes.values()):
             raise ValueError(f"{type(self).__name__} needs arrays of one length; got {sizes}.")
 
@@ -77,8 +75,7 @@ class Line(_Along):
     label: str = ""
     role: Role = "main"
 
-    def arrays(self) -> tuple[str, ...]:
-        return ("x", "y")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +88,7 @@ class Band(_Along):
     label: str = ""
     role: Role = "uncertainty"
 
-    def arrays(self) -> tuple[str, ...]:
-        return ("x", "low", "high")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "low", "high")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +101,7 @@ class Points(_Along):
     label: str = ""
     role: Role = "main"
 
-    def arrays(self) -> tuple[str, ...]:
-        return ("x", "y", "error")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +115,7 @@ class Bars(_Along):
     role: Role = "main"
     names: tuple[str, ...] = ()
 
-    def arrays(self) -> tuple[str, ...]:
-        return ("x", "y", "error")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +128,7 @@ class Stems(_Along):
     role: Role = "main"
     base: float = 0.0
 
-    def arrays(self) -> tuple[str, ...]:
-        return ("x", "y")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +140,7 @@ class _Field(Mark):
     z: ArrayLike
     label: str = ""
 
-    def arrays(self) -> tuple[str, ...]:
-        return ("x", "y", "z")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "z")
 
     def check(self) -> None:
         wanted = (np.size(self.y), np.size(self.x))
@@ -169,8 +161,7 @@ class Contour(_Field):
 
     levels: ArrayLike | None = None
 
-    def arrays(self) -> tuple[str, ...]:
-        return ("x", "y", "z", "levels")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "z", "levels")
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,7 +65,7 @@ class Variable:
     kind: Literal["float", "bool"] = "float"
 
     def array(self, value: Any, sizes: Mapping[str, int]) -> xr.Variable:
-        """``value`` (or all-unknown when it is None) as a new xarray variable with its attributes."""
+        """``value`` (or all-unknown when None) as a new xarray variable with its attributes."""
         if value is None:
             value = np.full([sizes[d] for d in self.dims], False if self.kind == "bool" else np.nan)
         host = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
@@ -78,8 +78,8 @@ class Variable:
 class Probe(ABC, Generic[S]):
     """One measurement. Subclasses are frozen dataclasses: settings are fields, work is ``stream``, meaning is pure.
 
-    Write ``stream`` (yield ``self.reading(...)`` whenever the answer is better than before), ``summary`` and ``figure``;
-    declare ``variables`` (every output) and ``looks_at`` (what kind of thing is measured).
+    Write ``stream`` (yield ``self.reading(...)`` whenever the answer is better than before), ``summary`` and
+    ``figure``; declare ``variables`` (every output) and ``looks_at`` (what kind of thing is measured).
     """
 
     is_probe: ClassVar[bool] = True
@@ -141,13 +141,17 @@ class Probe(ABC, Generic[S]):
         lengths = self._lengths(values, coords or {}, sizes or {})
         strange = sorted(set(values) - {v.name for v in self.variables})
         if strange:
-            raise KeyError(f"{self.name} yields {strange[0]!r} but does not declare it; add it to {self.name}.variables.")
+            raise KeyError(
+                f"{self.name} yields {strange[0]!r} but does not declare it; add it to {self.name}.variables."
+            )
         data = xr.Dataset({v.name: v.array(values.get(v.name), lengths) for v in self.variables})
         data = data.assign_coords({k: (k, np.array(c)) for k, c in (coords or {}).items()})
         data.attrs = {"converged": int(converged), "notes": json.dumps(list(notes))}
         return Reading(self, data, float(done))
 
-    def _lengths(self, values: Mapping[str, Any], coords: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
+    def _lengths(
+        self, values: Mapping[str, Any], coords: Mapping[str, Any], sizes: Mapping[str, int]
+    ) -> dict[str, int]:
         known = dict(sizes) | {k: len(c) for k, c in coords.items()}
         for v in self.variables:
             if values.get(v.name) is not None:
@@ -307,9 +311,7 @@ def drive(
             subject, said = smaller, (*said, f"memory ran out; examples were evaluated {smaller.plan.chunk} at a time")
 
 
-def _attempt(
-    probe: Probe[Any], subject: Any, seed: int, deadline: float, said: tuple[str, ...]
-) -> Iterator[Reading]:
+def _attempt(probe: Probe[Any], subject: Any, seed: int, deadline: float, said: tuple[str, ...]) -> Iterator[Reading]:
     _fit(probe, subject)
     draw = Draw(seed, probe.name, getattr(subject, "size", 0), *_place(subject))
     made = provenance_of(subject, seed)
@@ -360,8 +362,8 @@ def _fit(probe: Probe[Any], subject: Any) -> None:
     at_hand = getattr(subject, "available_memory", lambda: float("inf"))()
     if cost.bytes > at_hand:
         raise TooLarge(
-            f"{probe.name} would need {cost.bytes / 2**30:.1f} GiB ({cost.words}) but {at_hand / 2**30:.1f} GiB are free; "
-            "use fewer examples, a smaller batch_size, or ask for less (top, points)."
+            f"{probe.name} would need {cost.bytes / 2**30:.1f} GiB ({cost.words}) but {at_hand / 2**30:.1f} GiB are "
+            "free; use fewer examples, a smaller batch_size, or ask for less (top, points)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, git commit, subject, seed. Plain JSON, no paths, no names of people or machines."""
+"""Where a number comes from: versions, git commit, subject, seed. Plain JSON; no paths, no people, no machines."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _version(name: str) -> str:
 
 
 def commit(folder: str) -> str:
-    """The git commit checked out in ``folder`` (with ``+`` when files differ from it), or empty outside a repository."""
+    """The git commit checked out in ``folder`` (with ``+`` when files differ), or empty outside a repository."""
     head = _git(folder, "rev-parse", "HEAD")
     return head + ("+" if head and _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
 

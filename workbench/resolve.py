@@ -61,7 +61,7 @@ def folder(package: str) -> tuple[Any, Any]:
 
 
 def probes_in(package: str) -> list[Any]:
-    """Every public, concrete probe class defined in the modules of ``package``, in the order of module and definition."""
+    """Every public, concrete probe class defined in the modules of ``package``, in their order."""
     home = importlib.import_module(package)
     modules = [importlib.import_module(m.name) for m in pkgutil.iter_modules(home.__path__, f"{package}.")]
     return [

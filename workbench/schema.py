@@ -1,7 +1,7 @@
 """Settings described once: from the annotated fields of a frozen dataclass to controls, checks, JSON and code.
 
-A probe writes each setting as ``name: Annotated[type, Range(...), Doc("...")] = default``. Everything that shows, checks,
-stores or repeats settings reads the same description through :func:`fields`; nothing here knows a widget toolkit.
+A probe writes each setting as ``name: Annotated[type, Range(...), Doc("...")] = default``. Everything that shows,
+checks, stores or repeats settings reads the same description through :func:`fields`; nothing here knows a widget toolkit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
@@ -68,8 +68,16 @@ class Slow:
 
 
 @dataclass(frozen=True)
+class Display:
+    """Marks a setting that only changes the picture: no part of a reading's key, so that changing it reruns nothing."""
+
+
+@dataclass(frozen=True)
 class Field:
-    """One setting: its name, kind, default, words, bounds and choices. ``live`` is False for :class:`Slow` ones."""
+    """One setting: its name, kind, default, words, bounds and choices.
+
+    ``live`` is False for :class:`Slow` settings; ``display`` is True for :class:`Display` ones.
+    """
 
     name: str
     kind: Kind
@@ -80,6 +88,7 @@ class Field:
     choice_words: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     optional: bool = False
     live: bool = True
+    display: bool = False
 
     @property
     def label(self) -> str:
@@ -96,7 +105,7 @@ def fields(settings: Any) -> tuple[Field, ...]:
     return _fields(settings if isinstance(settings, type) else type(settings))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields(cls: type) -> tuple[Field, ...]:
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"{cls.__name__} is not a dataclass: write @dataclass(frozen=True) above it.")
@@ -110,12 +119,25 @@ def _field(cls: type, f: dataclasses.Field[Any], hint: Any) -> Field:
     kind, choices = _kind(cls, f.name, bare)
     found = {type(n): n for n in notes}
     if Doc not in found:
-        raise TypeError(f"{cls.__name__}.{f.name} has no words: add Doc('...') to its annotation; a person will read it.")
+        raise TypeError(
+            f"{cls.__name__}.{f.name} has no words: add Doc('...') to its annotation; a person will read it."
+        )
     words = found[Choice].words if Choice in found else {}
     default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
     if default is dataclasses.MISSING:
         raise TypeError(f"{cls.__name__}.{f.name} has no default: every setting of a probe needs one.")
-    return Field(f.name, kind, default, found[Doc].words, found.get(Range), choices, words, optional, Slow not in found)
+    return Field(
+        name=f.name,
+        kind=kind,
+        default=default,
+        doc=found[Doc].words,
+        range=found.get(Range),
+        choices=choices,
+        choice_words=words,
+        optional=optional,
+        live=Slow not in found,
+        display=Display in found,
+    )
 
 
 def _strip_none(hint: Any) -> tuple[Any, bool]:
@@ -195,6 +217,11 @@ def to_json(settings: Any) -> dict[str, Any]:
     return {f.name: _plain(getattr(settings, f.name)) for f in fields(settings)}
 
 
+def measured(settings: Any) -> dict[str, Any]:
+    """The settings that decide the numbers, as JSON-ready values: all but those marked :class:`Display`."""
+    return {f.name: _plain(getattr(settings, f.name)) for f in fields(settings) if not f.display}
+
+
 def _plain(value: Any) -> Any:
     if getattr(value, "is_probe", False):
         return {"probe": f"{type(value).__module__}:{type(value).__qualname__}", "settings": to_json(value)}
@@ -258,7 +285,9 @@ _READ: dict[str, Any] = {
 def code(settings: Any) -> str:
     """The Python that makes these settings, naming only what differs from the defaults: ``HessianSpectrum(top=5)``."""
     given = [
-        f"{f.name}={_literal(getattr(settings, f.name))}" for f in fields(settings) if getattr(settings, f.name) != f.default
+        f"{f.name}={_literal(getattr(settings, f.name))}"
+        for f in fields(settings)
+        if getattr(settings, f.name) != f.default
     ]
     return f"{_place(type(settings))}{type(settings).__name__}({', '.join(given)})"
 

@@ -20,8 +20,8 @@ Kind = Literal["normal", "rademacher"]
 class Draw:
     """Reproducible random vectors of one seed and key (usually a probe's name).
 
-    ``draw(vector)`` is the whole vector of that number; ``draw(vector, chunk)`` only its chunk of :data:`CHUNK` entries,
-    so that the vector is the same however it is split over processes. Philox in counter mode: no state, no order.
+    ``draw(vector)`` is the whole vector of that number; ``draw(vector, chunk)`` only its chunk of :data:`CHUNK`
+    entries, so that the vector is the same however it is split over processes. Philox in counter mode: no state, no order.
     Entries are drawn in float64 on the host, then cast; cost about 10 ns an entry.
     """
 

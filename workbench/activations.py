@@ -1,0 +1,166 @@
+"""Features of named layers, streamed over a subject's examples. Hooks sit on the subject's shell, always removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from workbench.data import Batch
+from workbench.subject import Subject
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A place in the network: a module's name and which side of it is read."""
+
+    name: str
+    side: Side = "output"
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """The last affine map of a network: logits = ``weight`` · features + ``bias``; ``weight`` is (classes, d).
+
+    ``weight`` and ``bias`` are None where the features of another layer were asked for.
+    """
+
+    layer: Layer
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Caught:
+    """What one batch produced: its outputs and the features of each layer asked for."""
+
+    batch: Batch
+    outputs: Tensor
+    features: Mapping[Layer, Tensor]
+
+
+def stream(subject: Subject, layers: tuple[Layer, ...], params: Mapping[str, Tensor] | None = None) -> Iterator[Caught]:
+    """Run over the examples once, without gradients, and yield each batch with the features of ``layers``.
+
+    A module that runs several times in one forward gives its last call. Memory: one batch of features.
+
+    Raises:
+        ValueError: a layer does not exist (the message lists close names) or did not run.
+    """
+    for layer in layers:
+        module_named(subject, layer.name)
+    for batch in subject.batches():
+        yield _catch(subject, layers, batch, params)
+
+
+def _catch(subject: Subject, layers: tuple[Layer, ...], batch: Batch, params: Mapping[str, Tensor] | None) -> Caught:
+    kept: dict[Layer, Tensor] = {}
+    with subject.lock, torch.no_grad(), _hooked(subject, layers, kept):
+        outputs = subject.batch_outputs(params or subject.params, batch)
+    silent = [layer.name for layer in layers if layer not in kept]
+    if silent:
+        raise ValueError(f"layer {silent[0]!r} did not run (or gave no tensor) on this data; choose one that does.")
+    return Caught(batch, outputs, kept)
+
+
+@contextmanager
+def _hooked(subject: Subject, layers: tuple[Layer, ...], kept: dict[Layer, Tensor]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(_hook(module_named(subject, layer.name), layer, kept).remove)
+        yield
+
+
+def _hook(module: nn.Module, layer: Layer, kept: dict[Layer, Tensor]) -> Any:
+    def keep(_module: nn.Module, inputs: Any, output: Any) -> None:
+        found = first_tensor(inputs if layer.side == "input" else output)
+        if found is not None:
+            kept[layer] = found.detach()
+
+    return module.register_forward_hook(keep)
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor in an output: itself, the first of a tuple, ``logits`` or the first entry of a mapping."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        held = cast("Mapping[str, Any]", value)
+        return first_tensor(held["logits"] if "logits" in held else next(iter(held.values()), None))
+    if isinstance(value, tuple | list):
+        held_list = cast("tuple[Any, ...]", value)
+        return first_tensor(held_list[0]) if held_list else None
+    return None
+
+
+def module_named(subject: Subject, name: str) -> nn.Module:
+    """The module of that name in the subject's shell; an unknown name lists those that look alike."""
+    from difflib import get_close_matches
+
+    known = dict(subject.module.named_modules())
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, n=5, cutoff=0.3) or [n for n in known if n][:8]
+    raise ValueError(f"the model has no layer {name!r}; it has, among others: {', '.join(near)}.")
+
+
+def find_classifier(subject: Subject, layer: str | None = None) -> Classifier:
+    """The classifier of a network, found by running one batch: the affine module whose output is the network's output.
+
+    With ``layer`` given: that module if it is affine with one row for each class; else the features are its outputs.
+
+    Raises:
+        ValueError: no module's output equals the network's, which then needs ``layer``.
+    """
+    if layer is not None:
+        return _as_classifier(subject, layer) or Classifier(Layer(layer, "output"))
+    affine = tuple(Layer(n) for n, m in subject.module.named_modules() if _affine(m) is not None)
+    batch = next(iter(subject.batches()))
+    for place in reversed(affine):
+        found = _runs(subject, place, batch)
+        if found is not None and _same(found.features[place], found.outputs):
+            return cast("Classifier", _as_classifier(subject, place.name))
+    near = ", ".join(repr(p.name) for p in affine[-3:]) or "a module"
+    raise ValueError(
+        "no linear layer of this model gives its output directly, so the features before the classifier cannot be "
+        f"found; name a layer: layer='...' (for instance {near})."
+    )
+
+
+def _runs(subject: Subject, place: Layer, batch: Batch) -> Caught | None:
+    try:
+        return _catch(subject, (place,), batch, None)
+    except ValueError:
+        return None
+
+
+def _same(feature: Tensor, outputs: Tensor) -> bool:
+    if feature.numel() != outputs.numel():
+        return False
+    return bool(torch.equal(feature.reshape(-1), outputs.detach().reshape(-1)))
+
+
+def _as_classifier(subject: Subject, name: str) -> Classifier | None:
+    parts = _affine(module_named(subject, name))
+    if parts is None or (subject.classes is not None and parts[0].shape[0] != subject.classes):
+        return None
+    return Classifier(Layer(name, "input"), *parts)
+
+
+def _affine(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """(weight as a matrix, bias) of a Linear or of a convolution that sees one position at a time."""
+    if isinstance(module, nn.Linear):
+        return module.weight.detach(), None if module.bias is None else module.bias.detach()
+    if (
+        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and module.weight[0, 0].numel() == 1
+        and module.groups == 1
+    ):
+        return module.weight.detach().flatten(1), None if module.bias is None else module.bias.detach()
+    return None
