@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Two cores are shared by whatever else runs, so a deadline would fail good code. In CI the examples are the same each time.
+# Cores are shared with whatever else runs, so a deadline would fail good code. In CI the examples never vary.
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
