@@ -1,1 +1,1 @@
-"""Figures drawn: Plotly on screen, matplotlib on paper. Nothing below imports this package."""
+"""Pictures of figures: on screen by Plotly, on paper by matplotlib, from the same data, levels and limits."""

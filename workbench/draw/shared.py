@@ -1,0 +1,204 @@
+"""A live Plotly figure for notebooks that sends Plotly's JavaScript once per kernel, not once per figure.
+
+Stock ``FigureWidget`` puts 5 MB of JavaScript into the state of every figure. Here one invisible widget carries it once,
+compressed, unpacks it in the page and keeps the module in a promise on ``globalThis``; each figure's own script is a few
+lines that wait for it. All names private to Plotly that this project uses stand in this one file.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import sys
+import threading
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import plotly
+import plotly.graph_objects as go
+import traitlets
+from plotly.basewidget import BaseFigureWidget
+from plotly.serializers import _js_to_py, _py_to_js
+
+from workbench.draw.screen import describe
+from workbench.figure import Figure
+
+_KEY = f"workbench-plotly-{version('plotly')}"
+_SLOT = f"""
+const slot = (globalThis["{_KEY}"] ??= (() => {{
+  let give, fail;
+  const module = new Promise((resolve, reject) => {{ give = resolve; fail = reject; }});
+  return {{ module, give, fail, begun: false }};
+}})());
+"""
+_CARRIER = (
+    _SLOT
+    + """
+export default {
+  async initialize({ model }) {
+    if (slot.begun) return;
+    slot.begun = true;
+    try {
+      const packed = new Blob([model.get("code")]).stream();
+      const text = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).blob();
+      const url = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
+      slot.give(await import(url));
+    } catch (problem) { slot.begun = false; slot.fail(problem); }
+  },
+};
+"""
+)
+_WAITER = _SLOT + "export default async () => (await slot.module).default();\n"
+
+
+def bundle_path() -> Path | None:
+    """Plotly's JavaScript for widgets, when it is there and exports what :class:`LiveFigure` relies on."""
+    path = Path(plotly.__file__).parent / "package_data" / "widgetbundle.js"
+    return path if path.is_file() and "as default}" in _tail(path) else None
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 20_000, 0))
+        return file.read().decode("utf-8", errors="replace")
+
+
+def shared() -> bool:
+    """Whether figures can share one copy: the file is as expected, and all outputs live in one page."""
+    return bundle_path() is not None and "google.colab" not in sys.modules
+
+
+@lru_cache(maxsize=1)
+def _packed() -> bytes:
+    path = bundle_path()
+    assert path is not None
+    return gzip.compress(path.read_bytes(), 9, mtime=0)
+
+
+class Carrier(anywidget.AnyWidget):
+    """The invisible widget that brings Plotly's JavaScript to the page, as gzip bytes."""
+
+    _esm = _CARRIER
+    code = traitlets.Bytes().tag(sync=True)
+
+
+_carrier: Carrier | None = None
+_carrier_lock = threading.Lock()
+
+
+def carrier() -> Carrier:
+    """The one carrier of this kernel, made on first use and again after all widgets were closed."""
+    global _carrier
+    with _carrier_lock:
+        if _carrier is None or _carrier.comm is None:
+            _carrier = Carrier(code=_packed())
+        return _carrier
+
+
+def _pack(value: Any, widget: Any) -> Any:
+    """Plotly's serializer, but rows of a two-dimensional array travel as binary too, where Plotly writes out digits."""
+    if isinstance(value, dict):
+        return {k: _pack(v, widget) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_pack(v, widget) for v in value]
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype == np.float32:
+        return [_py_to_js(np.ascontiguousarray(row), widget) for row in value]
+    return _py_to_js(value, widget)
+
+
+_BINARY: dict[str, Any] = {"to_json": _pack, "from_json": _js_to_py}
+
+
+class LiveFigure(go.FigureWidget):
+    """A figure in a notebook that is updated in place from :class:`workbench.figure.Figure`.
+
+    Updates may come from any thread; only what differs from the last update is sent.
+    """
+
+    _esm = _WAITER if shared() else BaseFigureWidget._esm
+    _widget_layout = traitlets.Dict().tag(sync=True, **_BINARY)
+    _widget_data = traitlets.List().tag(sync=True, **_BINARY)
+    _py2js_addTraces = traitlets.Dict(allow_none=True).tag(sync=True, **_BINARY)
+    _py2js_restyle = traitlets.Dict(allow_none=True).tag(sync=True, **_BINARY)
+    _py2js_update = traitlets.Dict(allow_none=True).tag(sync=True, **_BINARY)
+
+    def __init__(self, figure: Figure | None = None) -> None:
+        if shared():
+            carrier()
+        traces, layout = describe(figure) if figure else ([], {})
+        super().__init__(data=traces, layout=layout)
+        self.__dict__["_wb_sent"] = (traces, layout)
+        self.__dict__["_wb_lock"] = threading.Lock()
+
+    def update_from(self, figure: Figure) -> None:
+        """Show another figure: changed arrays and words only when its structure is the same, else new traces."""
+        traces, layout = describe(figure)
+        with self.__dict__["_wb_lock"]:
+            old_traces, old_layout = self.__dict__["_wb_sent"]
+            if _structure(traces) == _structure(old_traces):
+                self._amend(_changes(old_traces, traces), _difference(old_layout, layout))
+            else:
+                self._replace(traces, layout, old_layout)
+            self.__dict__["_wb_sent"] = (traces, layout)
+
+    def _amend(self, changed: dict[int, dict[str, Any]], layout: dict[str, Any]) -> None:
+        with self.batch_update():
+            for index, values in changed.items():
+                for path, value in values.items():
+                    self.data[index][path] = value
+            for path, value in layout.items():
+                self.layout[path] = value
+
+    def _replace(self, traces: list[Any], layout: dict[str, Any], old_layout: dict[str, Any]) -> None:
+        self.data = []
+        with self.batch_update():
+            for path, value in _difference(old_layout, layout).items():
+                self.layout[path] = value
+        self.add_traces(traces)
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the page has drawn the last change of a trace: when not, the next one should wait a little."""
+        return not getattr(self, "_trace_edit_in_process", False)
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
+        """The state for a page that (re)loads, with the figure as it is now; Plotly keeps the first one there."""
+        wanted = {key} if isinstance(key, str) else set(key) if key else {"_widget_data", "_widget_layout"}
+        if hasattr(self, "_layout_obj") and wanted & {"_widget_data", "_widget_layout"}:
+            self._trait_values["_widget_data"] = copy.deepcopy(self._data)
+            self._trait_values["_widget_layout"] = copy.deepcopy(self._layout_obj._props)
+        return super().get_state(key, drop_defaults)
+
+
+def _structure(traces: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """What must be equal for an update in place: number, types and places of traces, and which properties they have."""
+    return [(t["type"], t.get("xaxis"), t.get("yaxis"), t.get("scene"), t.get("showscale"), *sorted(t)) for t in traces]
+
+
+def _changes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    found = {i: _difference(a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))}
+    return {i: values for i, values in found.items() if values}
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Paths and values by which ``new`` differs, ``None`` where a value is gone; lists and arrays count as one value."""
+    found: dict[str, Any] = {}
+    for name in [*new, *(n for n in old if n not in new)]:
+        before, after, here = old.get(name), new.get(name), f"{path}{name}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= _difference(before, after, f"{here}.")
+        elif not _same(before, after):
+            found[here] = after
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype and bool(
+            a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        )
+    return bool(a == b)

@@ -1,0 +1,51 @@
+"""What a notebook keeps of a reading: a Plotly picture, a PNG for pages without one, and the numbers as text.
+
+There is no ``text/html``: pages that render notebooks prefer it to a picture.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from workbench.draw.export import render
+from workbench.draw.screen import screen
+from workbench.draw.venues import Venue
+from workbench.probe import Reading
+from workbench.words import summary_rows
+
+PLOTLY = "application/vnd.plotly.v1+json"
+LIMIT = 150_000
+"""Bytes that one reading may add to a notebook."""
+
+_PAGE = Venue("notebook", "full", 7.5, size=9.5, small=8.0, family="sans-serif", mathematics="dejavusans")
+
+
+def mimebundle(reading: Reading) -> dict[str, Any]:
+    """The reading in every form that a notebook can show, at most :data:`LIMIT` bytes in all.
+
+    A figure whose Plotly form is too large is kept as PNG alone.
+    """
+    figure = reading.figure()
+    bundle: dict[str, Any] = {"text/plain": _words(reading)}
+    bundle["image/png"] = small_png(figure)
+    picture = json.loads(screen(figure).to_json())
+    if len(json.dumps(picture)) + len(bundle["image/png"]) * 4 // 3 <= LIMIT:
+        bundle[PLOTLY] = picture
+    return bundle
+
+
+def small_png(figure: Any, limit: int = LIMIT // 2) -> bytes:
+    """The figure as PNG at 100 dots per inch, or fewer when it would take more than ``limit`` bytes."""
+    for dpi in (100, 80, 60):
+        picture = render(figure, ".png", _PAGE, dpi=dpi)
+        if len(picture) <= limit:
+            break
+    return picture
+
+
+def _words(reading: Reading) -> str:
+    rows = summary_rows(reading.summary)
+    width = max((len(name) for name, _ in rows), default=0)
+    head = f"{reading.probe.name}, {'done' if reading.done == 1 else f'{reading.done:.0%}'}"
+    return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in rows), *(f"  note: {n}" for n in reading.notes)])
