@@ -1,0 +1,180 @@
+"""A growing Lanczos factorisation: an orthonormal basis, the operator's matrix in it, and what leads out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workbench.numerics.basis import Basis, Store, norm
+from workbench.numerics.operator import Operator
+
+Floats = NDArray[np.float64]
+Fresh = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a dtype resolves, relative to the largest |eigenvalue|: ``unit`` is rounding, below ``floor`` counts as zero."""
+
+    unit: float
+    floor: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, store: Store = "operator") -> Precision:
+        """Precision of products in ``dtype`` with a basis kept as ``store``."""
+        if dtype in (torch.bfloat16, torch.float16) or store == "bfloat16":
+            return cls(unit=1e-3, floor=4e-3)
+        if dtype == torch.float64 and store == "operator":
+            return cls(unit=float(np.finfo(np.float64).eps), floor=1e-12)
+        return cls(unit=float(np.finfo(np.float32).eps), floor=1e-6)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one product told: T's new diagonal entry, and the length of what was new in it (0: nothing was)."""
+
+    alpha: float
+    beta: float
+
+
+class Factorisation:
+    """A Qᵀ = Qᵀ T + Pᵀ F for ``n`` multiplied rows Q and ``pending`` rows P that wait for their product.
+
+    All rows are orthonormal, kept so by full reorthogonalisation. ``matrix`` holds T and F as one symmetric array, so that
+    one start vector, several, or a fresh one after a breakdown, and thick restarts, are the same few lines. ``scale`` is
+    the largest ||Av|| over unit v so far, ``asymmetry`` the largest |<u, Av> - <v, Au>| over it. Memory: ``rows`` · size.
+    """
+
+    def __init__(
+        self, operator: Operator, rows: int, fresh: Fresh | None, *, store: Store = "operator", host: bool = False
+    ) -> None:
+        self.operator, self.rows = operator, min(rows, operator.size)
+        self.basis = Basis(self.rows, operator.size, operator.dtype, operator.device, store=store, host=host)
+        self.precision = Precision.of(operator.dtype, store)
+        self.matrix = np.zeros((self.rows, self.rows))
+        self.n = self.pending = self.products = self.drawn = 0
+        self.scale = self.asymmetry = 0.0
+        self.fresh = fresh or _default_fresh(operator)
+
+    @property
+    def used(self) -> int:
+        """Rows in use."""
+        return self.n + self.pending
+
+    @property
+    def complete(self) -> bool:
+        """Whether the multiplied rows span the whole space."""
+        return self.n == self.operator.size
+
+    @property
+    def full(self) -> bool:
+        """Whether another product needs a restart first."""
+        return self.used == self.rows < self.operator.size
+
+    @property
+    def couplings(self) -> Floats:
+        """F: how each pending row is reached from each multiplied one, (pending, n)."""
+        return self.matrix[self.n : self.used, : self.n]
+
+    def ritz(self) -> tuple[Floats, Floats]:
+        """Ritz values, largest first, and their coefficients as columns (n, n)."""
+        values, vectors = np.linalg.eigh(self.matrix[: self.n, : self.n])
+        return values[::-1].copy(), vectors[:, ::-1].copy()
+
+    def adopt(self, vector: Tensor) -> bool:
+        """Append what a vector has that the rows lack, as a pending row; False when that is nothing."""
+        vector = vector.detach().to(device=self.operator.device, dtype=self.operator.dtype)
+        before = float(norm(vector))
+        if not 0 < before < np.inf:
+            raise ValueError(f"A start vector must be finite and not zero; its length is {before}.")
+        vector, _ = self.basis.remove(vector / before, self.used)
+        after = float(norm(vector))
+        if after <= 10 * self.precision.unit:
+            return False
+        vector, _ = self.basis.remove(vector / after, self.used)
+        self._append(vector / float(norm(vector)))
+        return True
+
+    def renew(self) -> None:
+        """Append a fresh random direction as a pending row."""
+        for _ in range(5):
+            self.drawn += 1
+            if self.adopt(self.fresh(self.drawn - 1)):
+                return
+        raise ArithmeticError("Five fresh vectors in a row lay in the span of the basis; pass a fresh that is random.")
+
+    def _append(self, vector: Tensor) -> None:
+        self.basis.put(self.used, vector)
+        self.matrix[self.used, :] = self.matrix[:, self.used] = 0.0
+        self.pending += 1
+
+    def multiply(self, row: int) -> Step:
+        """Multiply a pending row: it joins Q, and what is new in its product becomes the newest pending row."""
+        self._swap(row, self.n)
+        n, used = self.n, self.used
+        product = self.operator.matvec(self.basis.row(n)).detach()
+        rest, taken = self.basis.remove(product, used)
+        length = norm(rest)
+        *column, beta = torch.cat([taken, length[None]]).tolist()  # the only wait for the device in a step
+        self.products += 1
+        self._record(np.asarray(column), beta)
+        self.n, self.pending = n + 1, self.pending - 1
+        if used == self.operator.size or beta <= self.precision.floor * self.scale:
+            return Step(column[n], 0.0)
+        self._append(rest / length.to(rest.dtype))
+        self.matrix[used, n] = self.matrix[n, used] = beta
+        return Step(column[n], beta)
+
+    def _record(self, column: Floats, beta: float) -> None:
+        """Note T's new column; what was known of it already measures how symmetric the operator is."""
+        length = float(np.hypot(np.linalg.norm(column), beta))
+        if not np.isfinite(length):
+            raise ArithmeticError(
+                f"Product {self.products} of {type(self.operator).__name__} has entries that are not finite; "
+                "look at the loss and its gradient at this point first."
+            )
+        self.scale = max(self.scale, length)
+        if self.n and self.scale > 0:
+            gap = float(np.abs(column[: self.n] - self.matrix[: self.n, self.n]).max())
+            self.asymmetry = max(self.asymmetry, gap / self.scale)
+        self.matrix[: column.size, self.n] = self.matrix[self.n, : column.size] = column
+
+    def _swap(self, first: int, second: int) -> None:
+        if first != second:
+            self.basis.swap(first, second)
+            self.matrix[[first, second]] = self.matrix[[second, first]]
+            self.matrix[:, [first, second]] = self.matrix[:, [second, first]]
+
+    def restart(self, top: int, bottom: int) -> None:
+        """Rotate Q to its ``top`` largest and ``bottom`` smallest Ritz vectors; pending rows stay. No product is lost."""
+        if top + bottom >= self.n:
+            return
+        values, vectors = self.ritz()
+        index = np.r_[0:top, self.n - bottom : self.n]
+        transform, couplings = vectors[:, index], self.couplings @ vectors[:, index]
+        old, new, pending = self.n, index.size, self.pending
+        self.basis.rotate(torch.from_numpy(transform).to(self.operator.device))
+        for i in range(pending):
+            self.basis.put(new + i, self.basis.rows[old + i])
+        self.matrix[:] = 0.0
+        np.fill_diagonal(self.matrix[:new, :new], values[index])
+        self.matrix[new : new + pending, :new] = couplings
+        self.matrix[:new, new : new + pending] = couplings.T
+        self.n = new
+
+    def combine(self, coefficients: Floats) -> Tensor:
+        """Vectors (m, size) from coefficients (n, m) of the multiplied rows."""
+        return self.basis.combine(torch.from_numpy(coefficients).to(self.operator.device))
+
+
+def _default_fresh(operator: Operator) -> Fresh:
+    def fresh(index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0x5EED + index)
+        return torch.randn(operator.size, generator=generator, dtype=torch.float64)
+
+    return fresh
