@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,23 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def hide_a_torchvision_of_another_kind() -> None:
+    """Make a torchvision built for CUDA look absent beside a torch built without it.
+
+    It comes along with a peer and nothing here needs it. It cannot be imported there, and transformers, which
+    imports it wherever it is installed, would then fail too.
+    """
+    try:
+        torch_kind, vision_kind = (version(name).partition("+")[2] for name in ("torch", "torchvision"))
+    except PackageNotFoundError:
+        return
+    if torch_kind == "cpu" != vision_kind:
+        sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
+
+
+hide_a_torchvision_of_another_kind()
 
 
 @pytest.fixture(autouse=True)

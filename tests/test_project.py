@@ -188,6 +188,32 @@ def test_every_public_name_is_documented() -> None:
         assert bare == [], f"{path.relative_to(ROOT)}: no docstring"
 
 
+@cache
+def classes() -> dict[str, ast.ClassDef]:
+    return {n.name: n for tree in trees().values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
+
+
+def line_of(name: str) -> Iterator[ast.ClassDef]:
+    """The class of that name and those it derives from, as far as they are Workbench's own."""
+    if name in classes():
+        yield classes()[name]
+        for base in classes()[name].bases:
+            plain = base.value if isinstance(base, ast.Subscript) else base
+            yield from line_of(plain.id if isinstance(plain, ast.Name) else getattr(plain, "attr", ""))
+
+
+def documents(cls: ast.ClassDef, method: str) -> bool:
+    return any(isinstance(m, Function) and m.name == method and ast.get_docstring(m) for m in cls.body)
+
+
+def test_every_public_method_is_documented_or_overrides_one_that_is() -> None:
+    public = [(c.name, m.name) for c in classes().values() for m in c.body if isinstance(m, Function)]
+    public = [(c, m) for c, m in public if not c.startswith("_") and not m.startswith("_")]
+    assert len(public) > 20
+    bare = {f"{c}.{m}" for c, m in public if not any(documents(home, m) for home in line_of(c))}
+    assert bare == set()
+
+
 # ------------------------------------------------------- notebooks and commands
 
 
