@@ -198,8 +198,18 @@ def line_of(name: str) -> Iterator[ast.ClassDef]:
     if name in classes():
         yield classes()[name]
         for base in classes()[name].bases:
-            plain = base.value if isinstance(base, ast.Subscript) else base
-            yield from line_of(plain.id if isinstance(plain, ast.Name) else getattr(plain, "attr", ""))
+            yield from line_of(named(base))
+
+
+def named(base: ast.expr) -> str:
+    plain = base.value if isinstance(base, ast.Subscript) else base
+    return plain.id if isinstance(plain, ast.Name) else getattr(plain, "attr", "")
+
+
+def fills_in_another_library(cls: ast.ClassDef) -> bool:
+    """Whether a base is a class of another library (not one of typing's forms), whose methods are documented there."""
+    forms = {"ABC", "Protocol", "Generic", "NamedTuple", "TypedDict", "Enum", "Exception"}
+    return any(named(b) not in forms | classes().keys() for b in cls.bases)
 
 
 def documents(cls: ast.ClassDef, method: str) -> bool:
@@ -210,7 +220,8 @@ def test_every_public_method_is_documented_or_overrides_one_that_is() -> None:
     public = [(c.name, m.name) for c in classes().values() for m in c.body if isinstance(m, Function)]
     public = [(c, m) for c, m in public if not c.startswith("_") and not m.startswith("_")]
     assert len(public) > 20
-    bare = {f"{c}.{m}" for c, m in public if not any(documents(home, m) for home in line_of(c))}
+    ours = [(c, m) for c, m in public if not fills_in_another_library(classes()[c])]
+    bare = {f"{c}.{m}" for c, m in ours if not any(documents(home, m) for home in line_of(c))}
     assert bare == set()
 
 
