@@ -1,0 +1,379 @@
+"""Examples frozen once: whatever the user's data are, the same list at every pass, read without touching random state."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    default_collate,
+    default_convert,
+)
+
+TARGET_NAMES = ("labels", "label", "targets", "target", "y")
+READ_AT_ONCE = 256
+"""Examples collated together when a dataset is read."""
+
+
+class Fields(dict[str, Any]):
+    """A batch by names that also answers to attributes, as Hugging Face's encodings do."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the batch has no field {name!r}; it has {', '.join(self)}.") from None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples on the subject's device: positional and keyword inputs, targets, their number and their weight.
+
+    ``weight`` is the batch's share of the loss's denominator, ``raw`` the batch as the user's objective expects it.
+    """
+
+    raw: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    targets: Any
+    size: int
+    weight: float = field(default=float("nan"))
+
+    @property
+    def inputs(self) -> Any:
+        """The single input, or the tuple or the names of several."""
+        if self.kwargs:
+            return self.kwargs
+        return self.args[0] if len(self.args) == 1 else self.args
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Frozen examples: one stacked batch where shapes agree, else the batches as they came.
+
+    ``size`` examples are held out of ``available`` (None when a stream did not say); ``batch_size`` is the loader's.
+    """
+
+    parts: tuple[Any, ...]
+    size: int
+    available: int | None
+    batch_size: int | None = None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the batches could not be joined, so that they are always evaluated as they came."""
+        return len(self.parts) > 1
+
+    def slices(self, chunk: int | None, join: bool = False) -> Iterator[Any]:
+        """Batches of ``chunk`` examples (the last may be shorter); ragged data keep their own.
+
+        ``join`` adds a last batch of one example to the one before: batch statistics need two.
+        """
+        for part in self.parts:
+            n = rows(part)
+            step = n if self.ragged or chunk is None else min(chunk, n)
+            starts = list(range(0, n, step))
+            if join and len(starts) > 1 and n - starts[-1] == 1:
+                starts.pop()
+            ends = [*starts[1:], n]
+            yield from (take(part, slice(at, end), n) for at, end in zip(starts, ends, strict=True))
+
+    def first(self, count: int) -> Any:
+        """The first examples, at most ``count`` of them."""
+        return next(self.slices(count))
+
+
+def freeze(data: Any, max_examples: int | None = 2048, seed: int = 0, batch_size: int | None = None) -> Examples:
+    """Read the data once, at most ``max_examples`` of them, chosen by ``seed`` without replacement (streams: the first).
+
+    ``data`` is (x, y) tensors or arrays, a batch by names, a Dataset, a DataLoader (its order, augmentation and workers
+    do not matter), an IterableDataset, a list of batches or a generator of batches. The global random states of torch,
+    NumPy and Python are as before, so two readings are equal.
+
+    Raises:
+        ValueError: no examples. TypeError: nothing that holds examples.
+    """
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"max_examples must be at least 1, or None for all; got {max_examples}.")
+    with torch.inference_mode(False), torch.no_grad():
+        if _is_arrays(data):
+            return _from_batches([data], max_examples, seed, None)
+        if isinstance(data, (list, tuple)):
+            return _from_batches(list(cast("list[Any]", data)), max_examples, seed, None)
+        with quiet_random_state(seed, data):
+            return _read(data, max_examples, seed)
+
+
+def _is_arrays(data: Any) -> bool:
+    """One whole batch: a mapping, or a tuple or list of arrays with equally many rows."""
+    if isinstance(data, (Mapping, Tensor, np.ndarray)):
+        return True
+    if not isinstance(data, (tuple, list)) or not data:
+        return False
+    items = cast("list[Any]", data)
+    if isinstance(items[0], Mapping):
+        return len(items) == 2 and _is_array(items[1]) and len(items[1]) == rows(items[0])
+    return all(map(_is_array, items)) and len({len(x) for x in items}) == 1
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (Tensor, np.ndarray)) and x.ndim > 0
+
+
+def _read(data: Any, limit: int | None, seed: int) -> Examples:
+    if isinstance(data, DataLoader):
+        return _from_loader(cast("DataLoader[Any]", data), limit, seed)
+    if isinstance(data, IterableDataset):
+        return _from_stream(_grouped(data, READ_AT_ONCE, default_collate), limit, seed, None)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return _from_items(data, range(len(data)), default_collate, limit, seed, None)
+    if isinstance(data, Iterable):
+        return _from_stream(cast("Iterable[Any]", data), limit, seed, None)
+    raise TypeError(
+        f"data must be (x, y), a Dataset, a DataLoader, a list of batches or a generator of batches; got {type(data).__name__}."
+    )
+
+
+def _from_loader(loader: DataLoader[Any], limit: int | None, seed: int) -> Examples:
+    data, collate, size = loader.dataset, cast("Any", loader.collate_fn), loader.batch_size
+    if isinstance(data, IterableDataset):
+        stream = data if size is None else _grouped(data, size, collate)
+        return _from_stream(map(default_convert, stream) if size is None else stream, limit, seed, size)
+    if loader.batch_sampler is None:  # each item is a batch of its own
+        chosen = itertools.islice(loader.sampler, limit)
+        return _from_stream((collate(data[i]) for i in chosen), limit, seed, None)
+    return _from_items(data, _indices(loader, limit), collate, limit, seed, size)
+
+
+def _indices(loader: DataLoader[Any], limit: int | None) -> Sequence[int]:
+    """Which examples the loader visits, without asking a sampler to shuffle where that can be avoided."""
+    sampler: Any = loader.sampler
+    custom = type(loader.batch_sampler) is not torch.utils.data.BatchSampler
+    if not custom and type(sampler) is SequentialSampler:
+        return range(len(sampler.data_source))
+    if not custom and type(sampler) is RandomSampler and not sampler.replacement:
+        return range(len(sampler.data_source))
+    if not custom and type(sampler) is SubsetRandomSampler:
+        return list(sampler.indices)
+    visited = itertools.chain.from_iterable(cast("Any", loader.batch_sampler)) if custom else sampler
+    return list(visited if hasattr(sampler, "__len__") else itertools.islice(visited, limit))
+
+
+def _from_items(
+    data: Any, indices: Sequence[int], collate: Callable[[Any], Any], limit: int | None, seed: int, size: int | None
+) -> Examples:
+    chosen = [indices[i] for i in choose(len(indices), limit, seed)]
+    several = getattr(data, "__getitems__", None)
+    step = size or READ_AT_ONCE
+    groups = [chosen[at : at + step] for at in range(0, len(chosen), step)]
+    batches = [collate(several(g) if several else [data[i] for i in g]) for g in groups]
+    made = _from_batches(batches, None, seed, size)
+    return Examples(made.parts, made.size, len(indices), size)
+
+
+def _grouped(data: Iterable[Any], size: int, collate: Callable[[Any], Any]) -> Iterator[Any]:
+    items = iter(data)
+    while group := list(itertools.islice(items, size)):
+        yield collate(group)
+
+
+def _from_stream(stream: Iterable[Any], limit: int | None, seed: int, size: int | None) -> Examples:
+    batches: list[Any] = []
+    count, ended = 0, True
+    for batch in stream:
+        batches.append(batch)
+        count += rows(batch)
+        if limit is not None and count >= limit:
+            ended = False
+            break
+    if limit is not None and count > limit:
+        last = rows(batches[-1])
+        batches[-1] = take(batches[-1], slice(0, last - (count - limit)), last)
+    made = _from_batches(batches, None, seed, size)
+    return Examples(made.parts, made.size, made.size if ended else None, size)
+
+
+def _from_batches(batches: list[Any], limit: int | None, seed: int, size: int | None) -> Examples:
+    batches = [plain(b) for b in batches]
+    counts = [rows(b) for b in batches]
+    total = sum(counts)
+    if not total:
+        raise ValueError(
+            "the data hold no examples: the loader, list or dataset is empty, or a generator was read before (a generator can be "
+            "read only once; pass a list of batches or a DataLoader)."
+        )
+    chosen = choose(total, limit, seed)
+    if len(chosen) < total:
+        batches = _pick(batches, counts, chosen)
+    return Examples(_joined(batches), sum(map(rows, batches)), total, size)
+
+
+def _pick(batches: list[Any], counts: list[int], chosen: Sequence[int]) -> list[Any]:
+    """The chosen rows of each batch; batches without any are left out."""
+    wanted, start, made = np.asarray(chosen), 0, []
+    for batch, count in zip(batches, counts, strict=True):
+        inside = wanted[(wanted >= start) & (wanted < start + count)] - start
+        start += count
+        if len(inside):
+            made.append(take(batch, torch.from_numpy(inside), count))
+    return made
+
+
+def choose(total: int, limit: int | None, seed: int) -> Sequence[int]:
+    """Which of ``total`` examples: all, or ``limit`` of them drawn by ``seed`` without replacement, in their own order."""
+    if limit is None or total <= limit:
+        return range(total)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    return sorted(rng.choice(total, limit, replace=False).tolist())
+
+
+def _joined(batches: list[Any]) -> tuple[Any, ...]:
+    """One batch where all have the same form and trailing shapes, else the batches as they are; always copies."""
+    forms = {_form(b, rows(b)) for b in batches}
+    if len(forms) == 1 and None not in forms:
+        return (_concatenate(batches),)
+    return tuple(_copy(b) for b in batches)
+
+
+def _form(tree: Any, n: int) -> Any:
+    """A hashable description of what must agree before batches are joined; None where they cannot be."""
+    if isinstance(tree, Tensor):
+        return ("t", str(tree.dtype), tuple(tree.shape[1:])) if tree.ndim and len(tree) == n else None
+    if isinstance(tree, dict):
+        parts = [(k, _form(v, n)) for k, v in cast("dict[str, Any]", tree).items()]
+        return None if any(p is None for _, p in parts) else ("d", *parts)
+    if isinstance(tree, tuple):
+        items = [_form(v, n) for v in cast("tuple[Any, ...]", tree)]
+        return None if None in items else ("s", *items)
+    if isinstance(tree, list):
+        return ("l",) if len(cast("list[Any]", tree)) == n else None
+    return ("c", repr(tree))
+
+
+def _concatenate(trees: list[Any]) -> Any:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return torch.cat(trees) if len(trees) > 1 else first.clone()
+    if isinstance(first, dict):
+        return type(first)({k: _concatenate([t[k] for t in trees]) for k in cast("dict[str, Any]", first)})
+    if isinstance(first, tuple):
+        return tuple(_concatenate(list(group)) for group in zip(*trees, strict=True))
+    return list(itertools.chain.from_iterable(trees)) if isinstance(first, list) else first
+
+
+def _copy(tree: Any) -> Any:
+    return tree_map(lambda t: t.clone(), tree)
+
+
+def plain(tree: Any) -> Any:
+    """A batch of tensors in tuples and dictionaries: arrays become tensors, encodings become :class:`Fields`."""
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    if isinstance(tree, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(tree)) if tree.dtype.kind in "biufc" else tree.tolist()
+    if isinstance(tree, Mapping):
+        return Fields({str(k): plain(v) for k, v in cast("Mapping[Any, Any]", tree).items()})
+    if isinstance(tree, tuple):
+        return tuple(plain(v) for v in cast("tuple[Any, ...]", tree))
+    if isinstance(tree, list):
+        items = cast("list[Any]", tree)
+        return tuple(map(plain, items)) if any(isinstance(v, (Tensor, np.ndarray, Mapping)) for v in items) else list(items)
+    return tree
+
+
+def tree_map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """A batch with ``function`` applied to every tensor."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return type(tree)({k: tree_map(function, v) for k, v in cast("dict[str, Any]", tree).items()})
+    if isinstance(tree, tuple):
+        return tuple(tree_map(function, v) for v in cast("tuple[Any, ...]", tree))
+    return tree
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Every tensor of a batch."""
+    if isinstance(tree, (Tensor, np.ndarray)):
+        yield cast("Tensor", tree)
+    elif isinstance(tree, Mapping):
+        for value in cast("Mapping[Any, Any]", tree).values():
+            yield from leaves(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in cast("list[Any]", tree):
+            yield from leaves(value)
+
+
+def rows(batch: Any) -> int:
+    """The number of examples in a batch: the length of its first tensor."""
+    for leaf in leaves(batch):
+        if leaf.ndim:
+            return len(leaf)
+    raise TypeError(f"a batch must hold tensors with examples along dimension 0; got {type(batch).__name__} without any.")
+
+
+def take(tree: Any, index: Any, n: int) -> Any:
+    """Some rows of a batch (a slice or a tensor of indices); what does not have one row an example stays whole."""
+    if isinstance(tree, (Tensor, np.ndarray)):
+        return tree[index] if tree.ndim and len(tree) == n else tree
+    if isinstance(tree, Mapping):
+        items = {str(k): take(v, index, n) for k, v in cast("Mapping[Any, Any]", tree).items()}
+        return Fields(items)
+    if isinstance(tree, tuple) or (isinstance(tree, list) and next(leaves(tree), None) is not None):
+        return tuple(take(v, index, n) for v in cast("tuple[Any, ...]", tree))
+    if isinstance(tree, list) and len(cast("list[Any]", tree)) == n:
+        items = cast("list[Any]", tree)
+        return items[index] if isinstance(index, slice) else [items[int(i)] for i in index]
+    return tree
+
+
+def split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Positional inputs, keyword inputs and targets of a batch; targets are None where it has none."""
+    if isinstance(batch, Mapping):
+        fields = dict(cast("Mapping[str, Any]", batch))
+        key = next((k for k in TARGET_NAMES if k in fields), None)
+        targets = fields.pop(key) if key else None
+        return (), fields, targets
+    if isinstance(batch, tuple):
+        *inputs, targets = cast("tuple[Any, ...]", batch) if len(batch) > 1 else (batch[0], None)
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+            return (), dict(cast("Mapping[str, Any]", inputs[0])), targets
+        return tuple(inputs), {}, targets
+    return (batch,), {}, None
+
+
+@contextmanager
+def quiet_random_state(seed: int, data: Any = None) -> Iterator[None]:
+    """Seed torch's, NumPy's and Python's global generators for the reading of data, and put them back in any case.
+
+    The generators of a loader and of its sampler are put back as well. Other threads see the seeds meanwhile.
+    """
+    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+    own = {id(g): g for g in (getattr(o, "generator", None) for o in owners) if isinstance(g, torch.Generator)}
+    cuda = list(torch.cuda.default_generators) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    generators = [torch.default_generator, *cuda, *own.values()]
+    states = [g.get_state() for g in generators]
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        for g in generators:
+            g.manual_seed(seed)
+        np.random.set_state(np.random.RandomState(seed).get_state())
+        random.setstate(random.Random(seed).getstate())
+        yield
+    finally:
+        for g, state in zip(generators, states, strict=True):
+            g.set_state(state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

@@ -1,0 +1,102 @@
+"""Sums over examples, and what a model returns: the arithmetic between batches and a loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from workbench.losses import Loss, Reduction
+
+
+def tensor_of(found: Any) -> Tensor:
+    """The outputs in what a model returned: a tensor, the logits of a dict or Hugging Face output, a tuple's first entry.
+
+    Raises:
+        TypeError: none of these.
+    """
+    if isinstance(found, Tensor):
+        return found
+    logits = cast("Any", found).get("logits") if isinstance(found, Mapping) else getattr(found, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(found, (tuple, list)) and found and isinstance(found[0], Tensor):
+        return found[0]
+    if isinstance(found, Mapping) and len(cast("Mapping[str, Any]", found)) == 1:
+        return tensor_of(next(iter(cast("Mapping[str, Any]", found).values())))
+    raise TypeError(
+        f"the model returned {type(found).__name__}; wanted a tensor, something with .logits, or a tuple that begins with a "
+        "tensor. For anything else pass objective=f(model, batch), which may read the model's outputs as it likes."
+    )
+
+
+def objective_totals(found: Any, reduction: Reduction, size: int) -> Tensor:
+    """An objective's result as totals: a scalar sum, or (n,) per example.
+
+    Raises:
+        ValueError: a shape that the reduction does not allow.
+    """
+    if not isinstance(found, Tensor):
+        raise TypeError(f"the objective must return a tensor; got {type(found).__name__}.")
+    if reduction == "none":
+        if found.shape != (size,):
+            raise ValueError(f"the objective gave shape {tuple(found.shape)} for {size} examples; wanted ({size},).")
+        return found
+    if found.numel() != 1:
+        raise ValueError(f"the objective gave shape {tuple(found.shape)}; reduction={reduction!r} wants one number.")
+    return found.reshape(()) * (size if reduction == "mean" else 1)
+
+
+class Sums:
+    """Loss, its standard error and the error rate, gathered batch by batch in float64."""
+
+    def __init__(self) -> None:
+        self.totals: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.apart = True
+        self.wrong = self.decided = 0.0
+
+    def add(self, totals: Tensor, weights: Tensor | float) -> None:
+        """A batch's totals: (n,) with weights (n,), or a scalar with the batch's weight where examples do not come apart."""
+        self.apart &= totals.ndim == 1
+        self.totals.append(totals.detach().double().reshape(-1))
+        self.weights.append(torch.as_tensor(weights, dtype=torch.float64, device=totals.device).reshape(-1))
+
+    def decide(self, loss: Loss, outputs: Tensor, targets: Any) -> None:
+        """Count a batch's wrong decisions."""
+        found = loss.wrong(outputs, targets)
+        self.wrong += float(found[0].sum()) if found else math.nan
+        self.decided += float(found[1].sum()) if found else math.nan
+
+    def result(self) -> dict[str, float]:
+        """``loss``, ``loss_error`` and ``error_rate``; nan where not known."""
+        t, w = torch.cat(self.totals), torch.cat(self.weights)
+        loss = float(t.sum() / w.sum())
+        rate = self.wrong / self.decided if self.decided else math.nan
+        return {"loss": loss, "loss_error": self._error(t, w, loss), "error_rate": rate}
+
+    def _error(self, t: Tensor, w: Tensor, loss: float) -> float:
+        n = len(t)
+        if not self.apart or n < 2:
+            return math.nan
+        return math.sqrt(n / (n - 1) * float(((t - loss * w) ** 2).sum())) / float(w.sum())
+
+
+def saved_bytes(evaluate: Callable[[], Any], outside: set[int]) -> int:
+    """Bytes that autograd saves during ``evaluate()``, each storage once, without the storages at the addresses ``outside``."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in outside:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = evaluate()
+        total = sum(sizes.values())
+        del kept
+    return total

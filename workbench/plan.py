@@ -1,0 +1,54 @@
+"""How an evaluation is cut up, and what memory there is for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order in which sums are taken: equal plans and thread counts give bitwise equal readings on a CPU.
+
+    ``chunk`` examples are evaluated at once (None: the subject chooses), ``retained`` says whether the graph of the
+    gradient is kept between products (None: the operator chooses), ``threads`` is PyTorch's thread count as recorded.
+    """
+
+    chunk: int | None = None
+    retained: bool | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"Plan.chunk must be at least 1 example; got {self.chunk}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON-ready values; ``Plan(**stored)`` is the plan again."""
+        return asdict(self)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on a device; on a CPU the smaller of the machine's and the container's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + kept)
+    import psutil
+
+    return int(min(psutil.virtual_memory().available, _container_room()))
+
+
+def _container_room() -> float:
+    """What the control group still grants (version 2, else 1); infinite outside a container."""
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return max(0.0, float(Path(limit).read_text()) - float(Path(used).read_text()))
+        except (OSError, ValueError):  # absent, or the word "max"
+            continue
+    return float("inf")

@@ -1,0 +1,534 @@
+"""What is measured: a model, data and a loss as one function of the parameters; two of them; many of them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from workbench import losses as loss_forms
+from workbench import parameters as theta
+from workbench.data import Batch, Examples, freeze, leaves
+from workbench.evaluation import Sums, objective_totals, saved_bytes, tensor_of
+from workbench.feed import Feed, accepted_names, compares_next_token
+from workbench.feed import describe as describe_batch
+from workbench.fingerprint import TensorDigests, digest
+from workbench.losses import Loss, Reduction
+from workbench.parameters import Choice
+from workbench.plan import Plan, available_memory
+from workbench.shell import Norm, Shell, precise
+from workbench.twin import twin, unwrap
+
+Params = Mapping[str, Tensor]
+CHUNK = 512
+"""Examples evaluated at once unless batch_size says otherwise or memory is short."""
+TRIED = 32
+"""Examples on which model and loss are tried when a subject is made."""
+SHARE = 0.25
+"""The share of free memory that one chunk's graph may take by default."""
+
+
+class Subject:
+    """A model, data and a loss as one function of the parameters, L(θ) = Σ_examples ℓ / Σ weights, never touching the model.
+
+    The examples are read once and frozen. The model is evaluated through a shell of its own (see :class:`Shell`): in eval
+    mode, without dropout, without the user's hooks, with explicit attention, at tensors that are given. ``params`` share
+    storage with the model where no other precision or device is asked for, so the subject follows training as it goes on;
+    :meth:`snapshot` gives one that does not.
+
+    Args:
+        model: any ``torch.nn.Module``; compiled, DataParallel and DDP wrappers are looked through.
+        data: (x, y), a Dataset, a DataLoader, a list or generator of batches; a batch is a tuple or a dict (targets under
+            labels, label, targets, target or y).
+        loss: a name (cross_entropy, half_mse, mse, l1, binary_cross_entropy_with_logits, nll), a function or a module.
+        objective: instead of ``loss``: f(model, batch) -> loss. There are no outputs then, nor GGN and Fisher.
+        reduction: how the loss combines a batch, where that cannot be found. L is the mean over examples in any case
+            (over unmasked tokens, or elements, where PyTorch's own mean is).
+        held_out: a second data set, available as :attr:`held_out`.
+        parameters: names, module names, globs or a predicate (name, tensor) -> bool; None: all that require gradients.
+        optimizer: the optimizer in use, for probes that precondition.
+        norm: "eval" (running statistics, the default), "batch" (statistics of each micro-batch of ``batch_size``) or
+            "recompute" (running statistics estimated anew, by cumulative averages over the examples, at each point).
+        device: "auto" for the model's own.
+        dtype: precision of a private copy; None: the model's, float32 for half precision.
+        batch_size: examples evaluated at once; the micro-batch for ``norm="batch"``.
+        max_examples: at most so many examples, drawn by ``seed`` without replacement; None: all.
+        seed: for that choice, and for reading data with random augmentation.
+
+    Raises:
+        ValueError, TypeError: what was got, what was wanted and what to do; before any probe runs.
+    """
+
+    kind: ClassVar[str] = "subject"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        loss: str | Callable[..., Any] = "cross_entropy",
+        *,
+        objective: Callable[[nn.Module, Any], Tensor] | None = None,
+        reduction: Reduction | None = None,
+        held_out: Any = None,
+        parameters: Choice = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        norm: Norm | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+        max_examples: int | None = 2048,
+        seed: int = 0,
+    ) -> None:
+        if norm not in (None, "eval", "batch", "recompute"):
+            raise ValueError(f"norm must be 'eval', 'batch' or 'recompute'; got {norm!r}.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        theta.check_model(model)
+        inner = unwrap(model)
+        first = next(iter(inner.parameters()))
+        self.seed, self.optimizer, self.batch_size = seed, optimizer, batch_size
+        self.norm: Norm = norm or "eval"
+        self.device = first.device if device == "auto" else torch.device(device)
+        self.dtype, precision = theta.working_dtype(inner.parameters(), dtype)
+        elsewhere = self.device if self.device != first.device else None
+        self._shell = Shell(model, self.norm, self.dtype if precision else None, elsewhere, seed)
+        self._names, excluded = theta.choose(self._shell.module, parameters)
+        self._stated = (*excluded, *((precision,) if precision else ()))
+        self._title, self._plan, self._digests = type(inner).__name__, Plan(), TensorDigests()
+        self._given = (loss if objective is None else objective, reduction)
+        self._objective, self._loss = objective, None
+        self._adopt(freeze(data, max_examples, seed, batch_size))
+        self.held_out: Subject | None = None
+        if held_out is not None:
+            self.held_out = self._beside(freeze(held_out, max_examples, seed, batch_size))
+
+    def _adopt(self, data: Examples) -> None:
+        """Take the examples, try model and loss on a few of them, and check every label, before anything else runs."""
+        model = self._shell.module
+        self._feed = Feed(data, self.device, self.dtype, accepted_names(model)).here()
+        self._statistics: tuple[Any, dict[str, Tensor]] = (None, {})
+        batch = self._feed.first(self._micro if self.norm == "batch" else TRIED)
+        with torch.no_grad():
+            if self._objective is None:
+                self._loss = self._fit_loss(model, batch)
+                self._feed = dataclasses.replace(self._feed, weigh=functools.partial(self._loss.weight, self._shape))
+            else:
+                self._reduction = self._objective_reduction(batch)
+        self.total_weight = sum(self._feed.weigh(targets, size) for targets, size in self._feed.targets())
+        if not self.total_weight > 0:
+            raise ValueError("the targets weigh nothing: every one is ignored (ignore_index) or its class weight is zero.")
+
+    def _fit_loss(self, model: nn.Module, batch: Batch) -> Loss:
+        if batch.targets is None:
+            raise ValueError("the batches hold no targets: pass (inputs, targets), or objective=f(model, batch).")
+        outputs = self._first_outputs(batch)
+        self._shape = outputs.shape
+        given, reduction = self._given
+        given = twin(given, self._shell.convert) if isinstance(given, nn.Module) else given
+        if isinstance(given, str) and compares_next_token(model, batch, outputs):
+            self._feed = dataclasses.replace(self._feed, shifted=True)
+        loss = self._shell.apply(loss_forms.make, given, reduction, outputs, batch.targets, batch.size)
+        for targets, _ in self._feed.targets():
+            loss.check_all(outputs, targets)
+        return loss
+
+    def _first_outputs(self, batch: Batch) -> Tensor:
+        try:
+            return self.batch_outputs({}, batch, {})
+        except (ValueError, RuntimeError, IndexError, KeyError, AttributeError) as problem:
+            if isinstance(problem, torch.OutOfMemoryError):
+                raise
+            raise ValueError(f"the model failed on the first batch ({describe_batch(batch)}): {problem}") from problem
+
+    def _objective_reduction(self, batch: Batch) -> Reduction:
+        def evaluate(times: int) -> Tensor:
+            raw = loss_forms.repeat(batch.raw, times, batch.size)
+            return self._shell.run(functools.partial(_objective, self._objective, raw))
+
+        name = getattr(self._objective, "__name__", "the objective")
+        first = evaluate(1)
+        return self._given[1] or loss_forms.by_shape(first, batch.size, name) or loss_forms.by_doubling(evaluate, name)
+
+    def _beside(self, data: Examples) -> Subject:
+        other = copy.copy(self)
+        other._adopt(data)
+        other.held_out = None
+        return other
+
+    # --- what it is ----------------------------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The chosen parameters, detached, in ``named_parameters`` order, tied ones once; live unless converted."""
+        now = self._shell.tensors(deep=True)
+        return {name: now[name] for name in self._names}
+
+    @property
+    def size(self) -> int:
+        """The number of chosen scalars."""
+        return sum(self._shell.parameters[name].numel() for name in self._names)
+
+    @property
+    def examples(self) -> int:
+        """The number of examples that are used."""
+        return self._feed.data.size
+
+    @property
+    def available(self) -> int | None:
+        """The number of examples they were chosen from; None for a stream that was not read to its end."""
+        return self._feed.data.available
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, for losses of class targets."""
+        if self._loss is None or self._loss.kind != "classes":
+            return None
+        return self._shape[1 if self._loss.class_first else -1]
+
+    @property
+    def module(self) -> nn.Module:
+        """The shell's module, for hooks while :attr:`lock` is held; flags and attributes go back after each call."""
+        return self._shell.module
+
+    @property
+    def lock(self) -> Any:
+        """A re-entrant lock, held during each evaluation; hold it while hooks are on :attr:`module`."""
+        return self._shell.lock
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Facts that every reading states: what was left out, converted or computed otherwise than in training."""
+        shifted = ("targets are the labels moved one token to the left",) if self._feed.shifted else ()
+        return (*self._stated, *shifted, *self._shell.notes(self._micro))
+
+    @property
+    def plan(self) -> Plan:
+        """How sums are cut up; what was left open is filled in."""
+        given = self._plan
+        return Plan(given.chunk or self._default_chunk, given.retained, given.threads or torch.get_num_threads())
+
+    def with_plan(self, plan: Plan) -> Subject:
+        """The same subject evaluated by another plan."""
+        other = copy.copy(self)
+        other._plan = plan
+        return other
+
+    def snapshot(self) -> Subject:
+        """The subject at the weights of now, on copies that nobody else can change."""
+        return self._on(self._shell.snapshot())
+
+    def _on(self, shell: Shell) -> Subject:
+        other = copy.copy(self)
+        other._shell, other._digests, other._statistics = shell, TensorDigests(), (None, {})
+        other.held_out = None if self.held_out is None else self.held_out._on(shell)
+        return other
+
+    def version(self) -> tuple[Any, ...]:
+        """Changes when any weight or buffer is written; see :meth:`Shell.version` for what is noticed, and its cost."""
+        return self._shell.version()
+
+    def fingerprint(self) -> str:
+        """A hash of all that the numbers depend on: weights, buffers, examples, loss, policy, parameters, precision."""
+        return digest(self._digests(self.version(), self._shell.tensors(deep=True)), self._fixed_digest)
+
+    @functools.cached_property
+    def _fixed_digest(self) -> str:
+        micro = self._micro if self.norm != "eval" else None
+        held = None if self.held_out is None else self.held_out._feed.data.parts
+        optimizer = None if self.optimizer is None else theta.optimizer_settings(self.optimizer)
+        policy = (self.norm, micro, str(self.dtype), self._names, repr(self._shell.module), optimizer, self.seed)
+        return digest(self._feed.data.parts, held, self._given, policy)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts for a reading's provenance."""
+        return {
+            "model": self._title,
+            "size": self.size,
+            "loss": self._loss.name if self._loss else getattr(self._objective, "__name__", "objective"),
+            "reduction": self._loss.reduction if self._loss else self._reduction,
+            "norm": self.norm,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "examples": self.examples,
+            "available": self.available,
+            "on": f"on {self.examples} of {self.available or 'unknown'} examples",
+            "seed": self.seed,
+            "batch_size": self._micro if self.norm != "eval" else self.batch_size,
+            "notes": list(self.notes),
+        }
+
+    def __repr__(self) -> str:
+        about = self.describe()
+        return f"<Subject {self._title}: {self.size} parameters, {about['loss']} {about['on']}>"
+
+    # --- its numbers ---------------------------------------------------------------------------------------------------
+
+    def loss(self, params: Params | None = None) -> float:
+        """L at ``params`` (None: the model's own point). One forward pass.
+
+        Raises:
+            ValueError: not a finite number at the model's own point.
+        """
+        return self.evaluate(params, ("loss",))["loss"]
+
+    def losses(self, params: Params | None = None) -> Tensor | None:
+        """Per-example losses (n,) in float64, scaled so that their mean is L; None where the loss does not come apart."""
+        sums = self._sums(params, decide=False)
+        t, w = torch.cat(sums.totals), torch.cat(sums.weights)
+        return t * (len(t) / w.sum()) if sums.apart else None
+
+    def evaluate(self, params: Params | None = None, metrics: Sequence[str] = ("loss", "error_rate")) -> dict[str, float]:
+        """Loss, its standard error over examples (nan where unknown) and the share of wrong decisions, from one pass.
+
+        The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t_i - L w_i)²) / Σ w_i, with totals t and weights w.
+        """
+        unknown = set(metrics) - {"loss", "error_rate"}
+        if unknown:
+            raise ValueError(f"there is no metric {sorted(unknown)[0]!r}; there are 'loss' and 'error_rate'.")
+        found = self._sums(params, "error_rate" in metrics).result()
+        _check_finite(found["loss"], params)
+        return {name: value for name, value in found.items() if name.startswith(tuple(metrics))}
+
+    def _sums(self, params: Params | None, decide: bool) -> Sums:
+        sums, buffers, point = Sums(), self._statistics_at(params), params or {}
+        with torch.no_grad(), precise(self.device):
+            for batch in self.batches():
+                if self._loss is None:
+                    sums.add(self._objective_totals(point, batch, buffers), batch.weight if self._reduction != "none" else 1.0)
+                    continue
+                outputs = self.batch_outputs(point, batch, buffers)
+                each = self._loss.each
+                pair = self._shell.apply(each, outputs, batch.targets) if each else None
+                sums.add(*(pair or (self.output_loss(outputs, batch), batch.weight)))
+                if decide:
+                    sums.decide(self._loss, outputs, batch.targets)
+        return sums
+
+    def gradient(self, params: Params | None = None) -> dict[str, Tensor]:
+        """∇L by name, in the parameters' precision, summed over chunks in float64; zero for parameters that L does not use."""
+        point = {name: p.detach().requires_grad_() for name, p in (params or self.params).items()}
+        sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in point.items()}
+        buffers, value = self._statistics_at(params), 0.0
+        with precise(self.device), torch.enable_grad():
+            for batch in self.batches():
+                total = self.batch_loss(point, batch, buffers)
+                value += float(total.detach())
+                if total.requires_grad:
+                    found = torch.autograd.grad(total, list(point.values()), allow_unused=True, materialize_grads=True)
+                    for name, g in zip(point, found, strict=True):
+                        sums[name] += g
+        _check_finite(value, params)
+        return {name: (g / self.total_weight).to(point[name].dtype) for name, g in sums.items()}
+
+    def outputs(self, params: Params | None = None) -> Tensor:
+        """The model's outputs for every example (n, ...), in the order of the frozen examples."""
+        buffers = self._statistics_at(params)
+        with torch.no_grad(), precise(self.device):
+            return torch.cat([self.batch_outputs(params or {}, batch, buffers) for batch in self.batches()])
+
+    # --- its parts, for operators and probes ---------------------------------------------------------------------------
+
+    def batches(self, chunk: int | None = None) -> Iterator[Batch]:
+        """The examples in order, ``chunk`` at a time (None: the plan's), on the device and in the subject's precision.
+
+        Data of unequal shapes keep their own batches. With ``norm="batch"`` the micro-batch is part of what L is, so ``chunk``
+        is ignored.
+        """
+        if self.norm == "batch":
+            return self._feed.batches(self._micro, join=True)
+        return self._feed.batches(chunk or self.plan.chunk)
+
+    def batch_outputs(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
+        """The model's outputs for a batch at ``params`` (those not named: the model's own), differentiable at any order.
+
+        ``buffers`` replaces named buffers; None: as the policy has them at the subject's own point.
+        """
+        if self._objective is not None:
+            raise ValueError("a subject made with objective= has no outputs; pass loss=f(outputs, targets) instead.")
+        buffers = self._statistics_at(None) if buffers is None else buffers
+        return self._shell.run(lambda model: tensor_of(model(*batch.args, **batch.kwargs)), params, buffers)
+
+    def output_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """A batch's contribution to the loss, Σ ℓ, as a function of its outputs."""
+        if self._loss is None:
+            raise ValueError("a subject made with objective= has no outputs; pass loss=f(outputs, targets) instead.")
+        return self._shell.apply(self._loss.total, outputs, batch.targets, batch.size)
+
+    def batch_loss(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
+        """A batch's contribution, so that L = Σ_batches batch_loss / total_weight; a scalar, differentiable at any order."""
+        if self._objective is None:
+            return self.output_loss(self.batch_outputs(params, batch, buffers), batch)
+        return self._objective_totals(params, batch, buffers).sum()
+
+    def _objective_totals(self, params: Params, batch: Batch, buffers: Params | None) -> Tensor:
+        buffers = self._statistics_at(None) if buffers is None else buffers
+        found = self._shell.run(functools.partial(_objective, self._objective, batch.raw), params, buffers)
+        return objective_totals(found, self._reduction, batch.size)
+
+    def recomputed(self, params: Params | None = None) -> dict[str, Tensor]:
+        """Running statistics of every normalisation layer, estimated anew at ``params``: one pass, cumulative averages.
+
+        Empty for models without such layers. The micro-batches are those of ``norm="batch"``.
+        """
+        statistics = self._shell.running_statistics()
+        with torch.no_grad():
+            for batch in self._feed.batches(self._micro, join=True) if statistics else ():
+                function = functools.partial(_forward, self._objective, batch)
+                self._shell.run(function, params, recompute=statistics)
+        return statistics
+
+    def _statistics_at(self, params: Params | None) -> dict[str, Tensor]:
+        """What the policy puts in place of the model's own running statistics at a point; kept for the subject's own."""
+        if self.norm != "recompute" or not self._shell.norms:
+            return {}
+        if params is not None:
+            return self.recomputed({name: p.detach() for name, p in params.items()})
+        version = self.version()
+        if self._statistics[0] != version:
+            self._statistics = version, self.recomputed()
+        return self._statistics[1]
+
+    def flatten(self, tensors: Params) -> Tensor:
+        """Named tensors as one vector of ``size`` entries, in the order of ``params``."""
+        return theta.flatten(tensors, self._names)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector of ``size`` entries as named tensors, views of it where the precision agrees."""
+        return theta.unflatten(vector, {name: self._shell.parameters[name] for name in self._names}, self.dtype)
+
+    # --- what it costs -------------------------------------------------------------------------------------------------
+
+    @property
+    def _micro(self) -> int:
+        """Examples in a batch whose statistics are taken together."""
+        data = self._feed.data
+        return self.batch_size or data.batch_size or min(data.size, CHUNK)
+
+    @functools.cached_property
+    def _default_chunk(self) -> int:
+        chunk = self.batch_size or min(self.examples, CHUNK)
+        room = SHARE * self.available_memory()
+        while chunk > 1 and chunk * self._bytes_each > room:
+            chunk = -(-chunk // 2)
+        return chunk
+
+    @functools.cached_property
+    def _bytes_each(self) -> float:
+        batch = self._feed.first(min(TRIED, self._micro))
+        point = {name: p.requires_grad_() for name, p in self._shell.tensors().items() if p.is_floating_point()}
+        outside = {t.untyped_storage().data_ptr() for t in (*point.values(), *leaves(batch.raw))}
+        return saved_bytes(lambda: self.batch_loss(point, batch, {}), outside) / batch.size
+
+    def memory(self) -> int:
+        """Bytes that autograd keeps of one chunk's forward pass: measured once on a few examples, scaled to the chunk."""
+        return int(self._bytes_each * min(self.plan.chunk or CHUNK, self.examples))
+
+    def available_memory(self) -> int:
+        """Bytes that are free on the subject's device."""
+        return available_memory(self.device)
+
+
+def _objective(objective: Any, raw: Any, model: nn.Module) -> Any:
+    return objective(model, raw)
+
+
+def _forward(objective: Any, batch: Batch, model: nn.Module) -> Any:
+    return objective(model, batch.raw) if objective is not None else model(*batch.args, **batch.kwargs)
+
+
+def _check_finite(loss: float, params: Params | None) -> None:
+    if params is None and not abs(loss) < float("inf"):
+        raise ValueError(
+            f"the loss at the model's own point is {loss}: check that training did not diverge (NaN weights), that inputs and "
+            "targets are finite, that no class weight or target is NaN, and that the loss takes the model's outputs as they are "
+            "(logits or log-probabilities)."
+        )
+
+
+class Pair:
+    """Two subjects to compare: two models, or two moments of one.
+
+    Raises:
+        TypeError: something that is not a Subject.
+    """
+
+    kind: ClassVar[str] = "pair"
+
+    def __init__(self, first: Subject, second: Subject) -> None:
+        for one in (first, second):
+            if not isinstance(one, Subject):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"a Pair holds two Subjects; got {type(one).__name__}. Make them with wb.Subject(model, data).")
+        self.first, self.second = first, second
+
+    def fingerprint(self) -> str:
+        """A hash of both, in order."""
+        return digest("pair", self.first.fingerprint(), self.second.fingerprint())
+
+    def version(self) -> tuple[Any, ...]:
+        """Changes when a weight of either is written."""
+        return (self.first.version(), self.second.version())
+
+    def snapshot(self) -> Pair:
+        """Both at the weights of now."""
+        return Pair(self.first.snapshot(), self.second.snapshot())
+
+    def with_plan(self, plan: Plan) -> Pair:
+        """Both evaluated by another plan."""
+        return Pair(self.first.with_plan(plan), self.second.with_plan(plan))
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts about both."""
+        first = self.first.describe()
+        return {"first": first, "second": self.second.describe(), "on": first["on"]}
+
+
+class Runs(Mapping[str, Any]):
+    """Many subjects or trajectories by label: seeds, widths, learning rates.
+
+    Raises:
+        ValueError: no runs. TypeError: a label that is not text, or members of different kinds.
+    """
+
+    kind: ClassVar[str] = "runs"
+
+    def __init__(self, members: Mapping[str, Any]) -> None:
+        if not members:
+            raise ValueError("Runs holds at least one subject or trajectory: Runs({'seed 0': subject}).")
+        kinds = {type(m).__name__ for m in members.values()}
+        if len(kinds) > 1:
+            raise TypeError(f"Runs holds members of one kind; got {', '.join(sorted(kinds))}.")
+        for label in members:
+            if not isinstance(label, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"labels of Runs are text; got {label!r}.")
+        self._members = dict(members)
+
+    def __getitem__(self, label: str) -> Any:
+        return self._members[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def fingerprint(self) -> str:
+        """A hash of all labels and members, in order."""
+        return digest("runs", [(label, member.fingerprint()) for label, member in self.items()])
+
+    def version(self) -> tuple[Any, ...]:
+        """Changes when a weight of any subject among them is written."""
+        return tuple(member.version() if hasattr(member, "version") else () for member in self.values())
+
+    def snapshot(self) -> Runs:
+        """All subjects at the weights of now."""
+        return Runs({label: m.snapshot() if hasattr(m, "snapshot") else m for label, m in self.items()})
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts about each."""
+        return {"runs": {label: member.describe() for label, member in self.items()}, "on": f"{len(self)} runs"}
