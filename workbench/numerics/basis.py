@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Store = Literal["operator", "float32", "bfloat16"]
-"""How basis vectors are kept: in the operator's dtype, in float32, or in bfloat16 (half the memory, about 1e-3 accuracy)."""
+"""How basis vectors are kept: in the operator's dtype, in float32, or in bfloat16 (half the memory, accuracy 1e-3)."""
 
 _SLAB_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 25}
 
@@ -17,14 +17,21 @@ _SLAB_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 25}
 class Basis:
     """Up to ``rows`` vectors of ``size`` entries that are kept orthonormal by their user.
 
-    Products run over slabs of columns converted to float64, since plain float32 reductions over millions of entries lose
-    two digits of every eigenvalue (and matrix units may round float32 further without asking). Memory: rows · size
-    entries of the stored dtype, plus one slab of at most 2 MB (CPU) or 256 MB (CUDA). ``host`` keeps the rows in the
-    host's memory; slabs then travel to the device.
+    Products run over slabs of columns converted to float64, since plain float32 reductions over millions of entries
+    lose two digits of every eigenvalue (and matrix units may round float32 further without asking). Memory: rows ·
+    size entries of the stored dtype, plus one slab of at most 2 MB (CPU) or 256 MB (CUDA). ``host`` keeps the rows in
+    the host's memory; slabs then travel to the device.
     """
 
     def __init__(
-        self, rows: int, size: int, dtype: torch.dtype, device: torch.device, *, store: Store = "operator", host: bool = False
+        self,
+        rows: int,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        store: Store = "operator",
+        host: bool = False,
     ) -> None:
         stored = {"operator": dtype, "float32": torch.float32, "bfloat16": torch.bfloat16}[store]
         place = torch.device("cpu") if host else device
@@ -60,8 +67,8 @@ class Basis:
     def remove(self, vector: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The part of a vector orthogonal to the first ``count`` rows, and the coefficients taken out (two passes).
 
-        Two passes suffice: what the first leaves behind, because the rows are orthonormal only to rounding, is what the
-        second removes.
+        Two passes suffice: what the first leaves behind, because the rows are orthonormal only to rounding, is what
+        the second removes.
         """
         first = self.project(vector, count)
         second = torch.zeros_like(first)
@@ -75,12 +82,12 @@ class Basis:
         return rest, first + second
 
     def rotate(self, transform: Tensor) -> None:
-        """Replace the first rows by combinations of the first ``n``: ``transform`` (n, m), m <= n, in place by slabs."""
+        """Replace the first m rows by combinations of the first n, ``transform`` (n, m), in place by slabs."""
         for columns, slab in self._slabs(transform.shape[0]):
             self.rows[: transform.shape[1], columns] = (transform.T @ slab).to(self.rows)
 
     def combine(self, transform: Tensor) -> Tensor:
-        """New vectors (m, size) as combinations of the first ``n`` rows, ``transform`` (n, m), in the operator's dtype."""
+        """Combinations (m, size) of the first n rows by ``transform`` (n, m), in the operator's dtype."""
         out = torch.empty(transform.shape[1], self.size, dtype=self.dtype, device=self.device)
         for columns, slab in self._slabs(transform.shape[0]):
             out[:, columns] = (transform.T @ slab).to(self.dtype)

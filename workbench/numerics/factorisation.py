@@ -19,7 +19,7 @@ Fresh = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Precision:
-    """What a dtype resolves, relative to the largest |eigenvalue|: ``unit`` is rounding, below ``floor`` counts as zero."""
+    """What a dtype resolves relative to the largest |eigenvalue|: ``unit`` is rounding, under ``floor`` counts as 0."""
 
     unit: float
     floor: float
@@ -45,9 +45,10 @@ class Step:
 class Factorisation:
     """A Qᵀ = Qᵀ T + Pᵀ F for ``n`` multiplied rows Q and ``pending`` rows P that wait for their product.
 
-    All rows are orthonormal, kept so by full reorthogonalisation. ``matrix`` holds T and F as one symmetric array, so that
-    one start vector, several, or a fresh one after a breakdown, and thick restarts, are the same few lines. ``scale`` is
-    the largest ||Av|| over unit v so far, ``asymmetry`` the largest |<u, Av> - <v, Au>| over it. Memory: ``rows`` · size.
+    All rows are orthonormal, kept so by full reorthogonalisation. ``matrix`` holds T and F as one symmetric array, so
+    that one start vector, several, or a fresh one after a breakdown, and thick restarts, are the same few lines.
+    ``scale`` is the largest ||Av|| over unit v so far, ``asymmetry`` the largest |<u, Av> - <v, Au>| over it. Memory:
+    ``rows`` · size.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class Factorisation:
             self.matrix[:, [first, second]] = self.matrix[:, [second, first]]
 
     def restart(self, top: int, bottom: int) -> None:
-        """Rotate Q to its ``top`` largest and ``bottom`` smallest Ritz vectors; pending rows stay. No product is lost."""
+        """Rotate Q to its ``top`` largest and ``bottom`` smallest Ritz vectors; pending rows stay as they are."""
         if top + bottom >= self.n:
             return
         values, vectors = self.ritz()

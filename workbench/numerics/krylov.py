@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,22 +18,24 @@ FEWEST_STEPS = 8
 """Products below which a small residual is not yet trusted: early Ritz values can settle on an inner eigenvalue."""
 
 _ROOM_FOR_CHECK = 12
+_Entry = TypeVar("_Entry", np.float64, np.bool_)
 
 
 @dataclass(frozen=True)
 class Krylov:
     """What a Lanczos run knows after ``products`` products; it never changes afterwards.
 
-    ``values`` are all Ritz values, largest first; some eigenvalue lies within ``residuals[i]`` of ``values[i]`` (rounding
-    of the operator's dtype included). The largest Ritz value never exceeds the largest eigenvalue, nor does the smallest
-    undercut the smallest, beyond rounding. ``top_*`` (length ``top``) and ``bottom_*`` (length ``bottom``, most negative
-    first) are the wanted ends, padded with nan. ``alpha`` and ``beta`` (m each; ``beta[-1]`` leads out of the basis, and is
-    0 when the Krylov space of the start is exhausted) are the tridiagonal matrix of the start vector alone, from before
-    any restart: the input of quadrature. ``asymmetry`` is the largest ``|<u, Av> - <v, Au>|`` met, over the largest
-    ``||Av||``. ``wanted_residual`` is the largest ratio of a wanted pair's residual to what is allowed: at most 1 when all
-    are converged, infinite while there are too few products to say. ``checked`` counts the products spent on looking for
-    missed pairs and ``confirmed`` says that the last look found none. ``complete`` says that the basis spans the whole
-    space, so that all values are exact. ``done`` is the last state of a run that reached its aim.
+    ``values`` are all Ritz values, largest first; some eigenvalue lies within ``residuals[i]`` of ``values[i]``
+    (rounding of the operator's dtype included). The largest Ritz value never exceeds the largest eigenvalue, nor does
+    the smallest undercut the smallest, beyond rounding. ``top_*`` (length ``top``) and ``bottom_*`` (length
+    ``bottom``, most negative first) are the wanted ends, padded with nan. ``alpha`` and ``beta`` (m each;
+    ``beta[-1]`` leads out of the basis, and is 0 when the Krylov space of the start is exhausted) are the tridiagonal
+    matrix of the start vector alone, from before any restart: the input of quadrature. ``asymmetry`` is the largest
+    ``|<u, Av> - <v, Au>|`` met, over the largest ``||Av||``. ``wanted_residual`` is the largest ratio of a wanted
+    pair's residual to what is allowed: at most 1 when all are converged, infinite while there are too few products to
+    say. ``checked`` counts the products spent on looking for missed pairs and ``confirmed`` says that the last look
+    found none. ``complete`` says that the basis spans the whole space, so that all values are exact. ``done`` is the
+    last state of a run that reached its aim.
     """
 
     products: int
@@ -61,7 +63,7 @@ class Krylov:
         return self.wanted_residual <= 1.0
 
     def vectors(self, indices: Sequence[int] | NDArray[np.intp]) -> Tensor:
-        """Ritz vectors (len, size), orthonormal rows, of ``values[indices]``; only while this is the run's latest state.
+        """Ritz vectors (len, size), orthonormal rows, of ``values[indices]``, while this is the run's latest state.
 
         Made on request from the basis: 2 n size multiplications each. Raises RuntimeError once the run has gone on.
         """
@@ -78,7 +80,9 @@ class _Plan:
     def check(self, operator: Operator, start: Tensor, basis: int | None) -> None:
         least = self.top + self.bottom + 4
         if tuple(start.shape) != (operator.size,):
-            raise ValueError(f"start must have shape ({operator.size},), one entry a coordinate; got {tuple(start.shape)}.")
+            raise ValueError(
+                f"start must have shape ({operator.size},), one entry a coordinate; got {tuple(start.shape)}."
+            )
         if self.top < 0 or self.bottom < 0 or self.top + self.bottom < 1:
             raise ValueError(f"top and bottom must be >= 0 and not both 0; got {self.top} and {self.bottom}.")
         if not self.tolerance > 0:
@@ -103,21 +107,21 @@ def lanczos(
 ) -> Iterator[Krylov]:
     """The ``top`` algebraically largest and ``bottom`` smallest eigenpairs; yields after each product, until done.
 
-    Done when every wanted pair has residual <= ``tolerance`` · |value| (or below the floor of the dtype times the largest
-    |value|) after at least 8 products, and nothing was found that had been missed. At ``limit`` products it ends with
-    ``done=False``. The basis holds ``basis`` vectors (default ``max(32, 2 (top + bottom) + 10)``) and one more; when it is
-    full the best Ritz vectors of both ends are kept (thick restart), which costs no extra products as long as more are
-    kept than wanted. An exhausted (invariant) subspace is left by a random vector ``fresh(i)``, i = 0, 1, ..., so operators
-    of at most ``basis`` entries come out exact.
+    Done when every wanted pair has residual <= ``tolerance`` · |value| (or below the floor of the dtype times the
+    largest |value|) after at least 8 products, and nothing was found that had been missed. At ``limit`` products it
+    ends with ``done=False``. The basis holds ``basis`` vectors (default ``max(32, 2 (top + bottom) + 10)``) and one
+    more; when it is full the best Ritz vectors of both ends are kept (thick restart), which costs no extra products
+    as long as more are kept than wanted. An exhausted (invariant) subspace is left by a random vector ``fresh(i)``, i
+    = 0, 1, ..., so operators of at most ``basis`` entries come out exact.
 
-    One start vector shows each eigenvalue once, whatever its multiplicity. ``confirm`` therefore runs, once the wanted
-    pairs are converged, a second Lanczos chain from ``fresh`` orthogonally to all that is known: at least 8 products, until
-    its extreme value plus its residual stays inside the k-th wanted value, or is itself converged, or the basis is full.
-    If a wanted value moves, the run goes on and checks again. This is a strong test, not a proof. An end of which only one
-    pair is wanted is not checked: its multiplicity does not matter.
+    One start vector shows each eigenvalue once, whatever its multiplicity. ``confirm`` therefore runs, once the
+    wanted pairs are converged, a second Lanczos chain from ``fresh`` orthogonally to all that is known: at least 8
+    products, until its extreme value plus its residual stays inside the k-th wanted value, or is itself converged, or
+    the basis is full. If a wanted value moves, the run goes on and checks again. This is a strong test, not a proof.
+    An end of which only one pair is wanted is not checked: its multiplicity does not matter.
 
-    Raises ValueError for unusable settings and ArithmeticError when a product is not finite. Source: Paige 1976; Wu and
-    Simon 2000 (thick restart); Ruhe 1979 (several pending vectors).
+    Raises ValueError for unusable settings and ArithmeticError when a product is not finite. Source: Paige 1976; Wu
+    and Simon 2000 (thick restart); Ruhe 1979 (several pending vectors).
     """
     plan = _Plan(top, bottom, tolerance, confirm)
     plan.check(operator, start, basis)
@@ -190,7 +194,7 @@ class _Run:
         self.note(space.multiply(self.choose()))
 
     def restart(self) -> None:
-        """Keep more than is wanted: four more of the top, one of the bottom, and up to half the basis if there is room."""
+        """Keep more than is wanted: four of the top, one of the bottom, and up to half the basis if there is room."""
         space = self.space
         room = space.rows - space.pending - 3
         wanted = self.top + self.bottom
@@ -200,7 +204,7 @@ class _Run:
         self.first_goes_on = False
 
     def choose(self) -> int:
-        """The pending row to multiply: the newest, or of several the one most coupled to what is not yet converged."""
+        """The pending row to multiply: the newest, or of several the one most coupled to unconverged pairs."""
         newest = self.space.used - 1
         if self.space.pending == 1 or self.chain is not None:
             return newest
@@ -301,14 +305,14 @@ class _Run:
         return combine
 
 
-def _padded(array: NDArray, count: int) -> NDArray:
+def _padded(array: NDArray[_Entry], count: int) -> NDArray[_Entry]:
     """The first ``count`` entries, padded with nan (booleans with False), read-only."""
     out = np.full(count, False if array.dtype == bool else np.nan, dtype=array.dtype)
     out[: min(count, array.size)] = array[:count]
     return _frozen(out)
 
 
-def _frozen(array: NDArray) -> NDArray:
+def _frozen(array: NDArray[_Entry]) -> NDArray[_Entry]:
     array = np.array(array)
     array.setflags(write=False)
     return array

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -16,8 +18,8 @@ class Operator(ABC):
     """A real symmetric map of vectors with ``size`` entries, of one ``dtype``, on one ``device``.
 
     A subclass sets the three attributes and writes :meth:`matvec`; :meth:`matmat` may be overridden where several
-    products at once are cheaper. Operators add, subtract, negate and scale by numbers; the cost of such a combination is
-    the sum of its parts.
+    products at once are cheaper. Operators add, subtract, negate and scale by numbers; the cost of such a combination
+    is the sum of its parts.
     """
 
     size: int
@@ -51,16 +53,10 @@ class Operator(ABC):
         return torch.cat(columns, dim=1) if columns else torch.empty(0, 0, dtype=self.dtype, device=self.device)
 
     def to_scipy(self) -> LinearOperator:
-        """The same map for SciPy's sparse solvers: NumPy vectors in and out, cast to the operator's dtype and device."""
-        from scipy.sparse.linalg import LinearOperator
+        """The same map for SciPy's sparse solvers: NumPy vectors in and out, cast to the operator's dtype."""
+        from scipy.sparse.linalg import aslinearoperator
 
-        def product(array: object) -> object:
-            value = torch.as_tensor(array).to(device=self.device, dtype=self.dtype)
-            return (self @ value).detach().cpu().numpy()
-
-        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        shape = (self.size, self.size)
-        return LinearOperator(shape, matvec=product, rmatvec=product, matmat=product, dtype=numpy_dtype)
+        return aslinearoperator(_Arrays(self))
 
     def __add__(self, other: Operator) -> Operator:
         return Sum(self, other)
@@ -77,6 +73,21 @@ class Operator(ABC):
         return Scaled(self, -1.0)
 
 
+class _Arrays:
+    """What SciPy asks of an object to take it for a linear operator."""
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator = operator
+        self.shape = (operator.size, operator.size)
+        self.dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
+
+    def matvec(self, array: NDArray[Any]) -> NDArray[Any]:
+        value = torch.from_numpy(np.ascontiguousarray(array)).to(self.operator.device, self.operator.dtype)
+        return (self.operator @ value).detach().cpu().numpy()
+
+    matmat = rmatvec = matvec
+
+
 class Matrix(Operator):
     """A dense symmetric matrix, (size, size), as an operator. Products cost size² multiplications."""
 
@@ -84,7 +95,9 @@ class Matrix(Operator):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"Matrix wants a square tensor of two dimensions; got shape {tuple(matrix.shape)}.")
         if not matrix.is_floating_point():
-            raise ValueError(f"Matrix wants floating-point entries; got {matrix.dtype}. Convert it with .double() first.")
+            raise ValueError(
+                f"Matrix wants floating-point entries; got {matrix.dtype}. Convert it with .double() first."
+            )
         self.matrix = matrix
         self.size, self.dtype, self.device = matrix.shape[0], matrix.dtype, matrix.device
 
@@ -132,7 +145,7 @@ class Scaled(_Wrapper):
 
 
 class Shifted(_Wrapper):
-    """An operator plus ``shift`` times the identity: every eigenvalue moves by ``shift`` (as by coupled weight decay)."""
+    """An operator plus ``shift`` times the identity: every eigenvalue moves by it (as by coupled weight decay)."""
 
     def __init__(self, operator: Operator, shift: float) -> None:
         super().__init__(operator)

@@ -57,10 +57,10 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class ClassMoments:
-    """Per class: ``counts`` (C,), ``means`` (C, d) and ``scatter`` (C,), the Σ‖x - mean‖² over the class; all mergeable.
+    """Per class: ``counts`` (C,), ``means`` (C, d) and ``scatter`` (C,), Σ‖x - mean‖² over the class; all mergeable.
 
-    The traces of the within-class covariances are ``scatter / counts``. Absent classes have count 0, mean 0, scatter 0.
-    Memory O(C d), float64, on the device of the features.
+    The traces of the within-class covariances are ``scatter / counts``. Absent classes have count 0, mean 0, scatter
+    0. Memory O(C d), float64, on the device of the features.
     """
 
     counts: Tensor
@@ -77,7 +77,9 @@ class ClassMoments:
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> ClassMoments:
         """Moments of features (n, d) with integer labels (n,) in [0, classes)."""
         if features.ndim != 2 or tuple(labels.shape) != (features.shape[0],):
-            raise ValueError(f"Features (n, d) and labels (n,) are wanted; got {tuple(features.shape)}, {tuple(labels.shape)}.")
+            raise ValueError(
+                f"Features (n, d) and labels (n,) are wanted; got {tuple(features.shape)}, {tuple(labels.shape)}."
+            )
         labels = labels.to(device=features.device, dtype=torch.int64)
         if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes):
             raise ValueError(f"Labels must lie in [0, {classes}); got {int(labels.min())} to {int(labels.max())}.")
@@ -92,7 +94,7 @@ class ClassMoments:
     def merge(self, other: ClassMoments) -> ClassMoments:
         """The moments of both sets of observations together."""
         counts = self.counts + other.counts
-        share = other.counts / counts.clamp_min(1)
+        share = other.counts.double() / counts.clamp_min(1)  # integers alone would divide in float32
         gap = other.means - self.means
         scatter = self.scatter + other.scatter + self.counts * share * (gap**2).sum(1)
         return ClassMoments(counts, self.means + share[:, None] * gap, scatter)
@@ -103,7 +105,7 @@ class ClassMoments:
         return ClassMoments(*(t.to(part.means.device) for t in (self.counts, self.means, self.scatter))).merge(part)
 
     def within(self) -> Tensor:
-        """Tr Σ_W: the mean over all observations of ‖x - mean of its class‖², a 0-d tensor; nan without observations."""
+        """Tr Σ_W: the mean over observations of ‖x - mean of its class‖², a 0-d tensor; nan without observations."""
         return self.scatter.sum() / self.counts.sum()
 
 
@@ -130,7 +132,9 @@ def bootstrap(
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim == 0 or array.shape[0] < 2:
-        raise ValueError(f"The bootstrap needs at least two observations along the first axis; got shape {array.shape}.")
+        raise ValueError(
+            f"The bootstrap needs at least two observations along the first axis; got shape {array.shape}."
+        )
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}.")
     draws = rng.integers(0, array.shape[0], size=(resamples, array.shape[0]))
