@@ -1,0 +1,324 @@
+"""Record any training in two lines: checkpoints and scalars in a folder that describes itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from workbench import record
+from workbench.data import freeze, leaves
+from workbench.dynamics.lock import take
+from workbench.dynamics.schedule import Every, LogSpaced, Moment, Schedule, log_spaced
+from workbench.fingerprint import digest
+from workbench.provenance import versions
+from workbench.record import Line, Manifest
+from workbench.twin import unwrap
+
+__all__ = ["Recorder", "log_spaced"]
+
+SMALL = 64 * 2**20
+"""Bytes up to which the probing examples are stored in the record."""
+
+STREAMED = 2048
+"""Examples that are stored from a stream, which does not say how many it has."""
+
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_TAKEN = ("wall_time", "recorder_seconds")
+
+
+class Recorder:
+    """Keeps checkpoints and scalars of a training while it runs, and never changes it.
+
+    ::
+
+        with wb.Recorder("runs/first", model, optimizer) as recorder:
+            for inputs, targets in loader:
+                ...
+                optimizer.step()
+                recorder.step(train_loss=loss)
+
+    Weights and buffers are kept bit for bit on entering (step 0), at the steps that ``every`` chooses, and on leaving,
+    also after an error. No random number is drawn, no flag or hook set: the trained weights are those of a training
+    without a recorder. Kill the process at any moment and at most the last record is lost.
+
+    Entered again on its folder, a record is continued from the checkpoint that the model's weights equal (or from
+    ``resume``); what was recorded after it is replaced from the first new step on. Two writers at once are refused.
+
+    Cost: a checkpoint is one copy and one flushed file of the model's size; a step without one appends one line, some
+    20 µs. Scalars that are tensors on a GPU wait for it. The time spent here is recorded itself
+    (``recorder_seconds`` in ``trajectory.scalars``).
+
+    Args:
+        folder: where the record lies or will lie.
+        model: the model in training; compiled and data-parallel wrappers are looked through.
+        optimizer: its learning rates, betas and the like are noted at each checkpoint.
+        every: which steps keep a checkpoint: ``log_spaced(10)``, a number of steps, or any object with ``due(moment)``.
+        data: examples to probe on: tensors (x, y), a Dataset, a DataLoader or batches, stored when up to 64 MB; else
+            ``"module:callable"``, which gives them again.
+        loss: name of the loss, or ``"module:callable"``.
+        norm: how BatchNorm shall be treated when the record is probed, as in ``wb.Subject``.
+        build: ``"module:callable"`` (or such a function) that builds the model again.
+        build_args: its keyword arguments, as JSON allows.
+        keep_optimizer: store the optimizer's state too (about twice the model again, for Adam).
+        resume: step to continue from, when the weights equal no checkpoint of an existing record.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        every: Schedule | int = LogSpaced(10),  # noqa: B008
+        data: Any = None,
+        loss: str | Callable[..., Any] | None = None,
+        norm: str | None = None,
+        build: str | Callable[..., nn.Module] | None = None,
+        build_args: Mapping[str, Any] | None = None,
+        keep_optimizer: bool = False,
+        resume: int | None = None,
+    ) -> None:
+        if keep_optimizer and optimizer is None:
+            raise ValueError("Recorder(keep_optimizer=True) needs the optimizer: Recorder(folder, model, optimizer).")
+        self.folder = Path(folder)
+        self._model, self._optimizer, self._keep_optimizer = unwrap(model), optimizer, keep_optimizer
+        self._schedule = Every(every) if isinstance(every, int) else every
+        self._data, self._resume = data, resume
+        self._loss, self._norm = _named("loss", loss, bare=True), norm
+        self._build, self._build_args = _named("build", build), _jsonable(build_args or {})
+        self._step, self._saved, self._superseding = 0, -1, False
+        self._cost, self._entered = 0.0, time.perf_counter()
+        self._lock: weakref.finalize[Any, Any] | None = None
+        self._scalars: Any = None
+
+    @property
+    def count(self) -> int:
+        """Steps recorded so far, those before a resumption included."""
+        return self._step
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds that recording itself has cost so far."""
+        return self._cost
+
+    def __enter__(self) -> Recorder:
+        if self._lock is not None:
+            raise RuntimeError("this Recorder was entered already; make another one for another training.")
+        self._entered = began = time.perf_counter()
+        (self.folder / record.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        self._lock = take(self.folder, self)
+        try:
+            self._open()
+        except BaseException:
+            self._close()
+            raise
+        self._cost += time.perf_counter() - began
+        return self
+
+    def _open(self) -> None:
+        for half in (*self.folder.glob(".*.tmp"), *(self.folder / record.CHECKPOINTS).glob(".*.tmp")):
+            half.unlink()  # a writer that was killed left them; the lock says that nobody is writing them now
+        known = record.checkpoint_steps(self.folder) if (self.folder / record.MANIFEST).exists() else ()
+        _, whole = record.read_lines(self.folder / record.SCALARS)
+        if known:
+            self._step = self._saved = self._continue(known)
+            self._superseding = True
+        else:
+            self._begin()
+            whole = 0
+        self._scalars = (self.folder / record.SCALARS).open("ab", buffering=0)
+        self._scalars.truncate(whole)
+        if not known:
+            self._checkpoint()
+            self._write(Line(0, time.time(), self._cost))
+
+    def _begin(self) -> None:
+        kept, _ = record.tensors_of(self._model)
+        data = _store_examples(self.folder, self._data)
+        tensors = {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in kept.items()}
+        model = f"{type(self._model).__module__}:{type(self._model).__qualname__}"
+        built, schedule = (self._build, self._build_args), repr(self._schedule)
+        made = Manifest(model, tensors, *built, data, self._loss, self._norm, schedule, dict(versions()))
+        record.write_text(self.folder / record.MANIFEST, made.to_text())
+
+    def _continue(self, known: tuple[int, ...]) -> int:
+        """The step from which an existing record goes on."""
+        kept, _ = record.tensors_of(self._model)
+        held = {n: (tuple(t["shape"]), t["dtype"]) for n, t in Manifest.read(self.folder).tensors.items()}
+        mine = {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in kept.items()}
+        if held != mine:
+            name = next(n for n in [*mine, *held] if held.get(n) != mine.get(n))
+            raise ValueError(
+                f"{self.folder} holds the record of another model: its {name} is {held.get(name, 'absent')}, here it "
+                f"is {mine.get(name, 'absent')}; choose another folder or delete that one."
+            )
+        if self._resume is not None:
+            return self._resumable(known)
+        here = digest(kept)
+        for step in reversed(known):
+            if record.load_header(record.checkpoint_path(self.folder, step)).get("digest") == here:
+                return step
+        raise ValueError(
+            f"{self.folder} holds a record up to step {known[-1]}, and the model's weights equal none of its "
+            "checkpoints; to continue it, load one of them into the model or say Recorder(..., resume=STEP); to "
+            "start anew, choose another folder or delete that one."
+        )
+
+    def _resumable(self, known: tuple[int, ...]) -> int:
+        lines, _ = record.read_lines(self.folder / record.SCALARS)
+        last = max([known[-1], *(line.step for line in lines)])
+        if not 0 <= cast("int", self._resume) <= last:
+            raise ValueError(f"Recorder(resume={self._resume}) must lie in [0, {last}], what {self.folder} holds.")
+        return cast("int", self._resume)
+
+    def step(self, /, **scalars: float | Tensor) -> None:
+        """Say that an optimizer step was taken, with any scalars: ``recorder.step(train_loss=loss, accuracy=0.9)``.
+
+        Tensors of one element are read off; NaN and infinities are kept.
+        """
+        began = time.perf_counter()
+        if self._scalars is None:
+            raise RuntimeError("the Recorder is not open: write `with wb.Recorder(...) as rec:` around the training.")
+        values = {name: _number(name, value) for name, value in scalars.items()}
+        if self._superseding:
+            self._supersede()
+        self._step += 1
+        training = began - self._entered - self._cost
+        if self._schedule.due(Moment(self._step, values, training, self._cost)):
+            self._checkpoint()
+        self._write(Line(self._step, time.time(), self._cost, values))
+        self._cost += time.perf_counter() - began
+
+    def _supersede(self) -> None:
+        """Drop what an earlier attempt recorded after the step that training went on from."""
+        self._superseding = False
+        for step in record.checkpoint_steps(self.folder):
+            if step > self._step:
+                record.checkpoint_path(self.folder, step).unlink()
+                record.optimizer_path(self.folder, step).unlink(missing_ok=True)
+        self._write(Line(self._step, time.time(), self._cost, resumed=True))
+
+    def _write(self, line: Line) -> None:
+        self._scalars.write(line.to_bytes())
+
+    def _checkpoint(self) -> None:
+        kept, tied = record.tensors_of(self._model)
+        host = {name: t.to("cpu", copy=True) for name, t in kept.items()}
+        header = {"step": str(self._step), "digest": digest(host), "tied": json.dumps(tied)}
+        header["training"] = json.dumps(self._model.training)
+        if self._optimizer is not None:
+            state, header["optimizer"] = _optimizer(self._model, self._optimizer)
+            if self._keep_optimizer:
+                record.save_tensors(record.optimizer_path(self.folder, self._step), state, {})
+        record.save_tensors(record.checkpoint_path(self.folder, self._step), host, header)
+        self._saved = self._step
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._saved != self._step:
+                # An error of the training matters more than one of the last checkpoint, and must not be hidden by it.
+                with contextlib.suppress(*([OSError] if kind else [])):
+                    self._checkpoint()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._scalars is not None:
+            self._scalars.close()
+            self._scalars = None
+        if self._lock is not None:
+            self._lock()
+
+
+def _number(name: str, value: float | Tensor) -> float:
+    if name in _TAKEN:
+        raise ValueError(f"recorder.step({name}=...): the recorder writes {name} itself; choose another name.")
+    try:
+        return float(value.detach().item() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+        raise TypeError(f"recorder.step({name}=...) takes one number; got a {type(value).__name__}{shape}.") from None
+
+
+def _named(what: str, value: Any, bare: bool = False) -> str | None:
+    """``"module:callable"`` for a function or such a text; ``bare`` lets a plain name through as well."""
+    if value is None or (bare and isinstance(value, str) and ":" not in value):
+        return value
+    name = value if isinstance(value, str) else f"{value.__module__}:{getattr(value, '__qualname__', '<object>')}"
+    if not _REFERENCE.fullmatch(name) or name.startswith("__main__:"):
+        raise ValueError(
+            f'Recorder({what}=...) must be text such as "mypackage.nets:resnet" or a function at the top of an '
+            f"importable module, so that others can find it; got {name!r}."
+        )
+    return name
+
+
+def _jsonable(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(arguments), allow_nan=False))
+    except (TypeError, ValueError) as problem:
+        raise TypeError(f"Recorder(build_args=...) must be values that JSON can hold; {problem}.") from None
+
+
+def _store_examples(folder: Path, data: Any) -> dict[str, Any] | None:
+    """What the manifest says about the examples, after storing them when they are values rather than a name."""
+    if data is None or isinstance(data, str):
+        return None if data is None else {"callable": _named("data", data)}
+    tensors, place = record.pack(_few(data))
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    _check_size(size)
+    record.save_tensors(folder / record.EXAMPLES, tensors, {"place": json.dumps(place)})
+    return {"file": record.EXAMPLES}
+
+
+def _few(data: Any) -> Any:
+    """All examples as plain tensors; a look at one of them tells first whether they are too many to read."""
+    one = freeze(data, max_examples=1) if hasattr(data, "__len__") else None
+    if one is not None:
+        _check_size(sum(t.numel() * t.element_size() for t in leaves(one.parts)) * (one.available or 1))
+    parts = freeze(data, max_examples=None if one is not None else STREAMED).parts
+    return parts[0] if len(parts) == 1 else list(parts)
+
+
+def _check_size(size: int) -> None:
+    if size > SMALL:
+        raise ValueError(
+            f"the examples to probe on take {size / 2**20:.0f} MB, more than the {SMALL >> 20} MB that a record holds; "
+            'give fewer of them, or data="module:callable" that returns them.'
+        )
+
+
+def _optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
+    """(state tensors by ``index/name``, JSON of class, groups, parameter names and state that is plain numbers)."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    held = optimizer.state_dict()
+    order = [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
+    state = {f"{i}/{k}": v for i, entry in held["state"].items() for k, v in entry.items()}
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    words = {
+        "class": f"{type(optimizer).__module__}:{type(optimizer).__qualname__}",
+        "parameters": order,
+        "groups": [{k: _plain(v) for k, v in group.items()} for group in held["param_groups"]],
+        "state": {key: _plain(value) for key, value in state.items() if key not in tensors},
+    }
+    return tensors, json.dumps(words)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 else value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in cast("list[Any]", value)]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

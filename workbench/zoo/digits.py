@@ -1,0 +1,54 @@
+"""Handwritten digits that come with scikit-learn: 1797 real images of 8 x 8 pixels, no download."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Part = Literal["train", "test", "all"]
+
+
+class Digits(NamedTuple):
+    """Images (N, 1, 8, 8) in [-1, 1], float32, and their classes (N,), int64, split at random into two parts."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+
+def digits(test_fraction: float = 0.25, seed: int = 0) -> Digits:
+    """The images, shuffled by ``seed`` and split; the same split each time, and the global random state untouched.
+
+    Args:
+        test_fraction: share of the 1797 images that is held out, in (0, 1).
+        seed: of the shuffle.
+    """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"digits(test_fraction=...) must lie between 0 and 1; got {test_fraction!r}.")
+    inputs, targets = _images()
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(inputs)))
+    held_out = round(test_fraction * len(inputs))
+    test, train = order[:held_out], order[held_out:]
+    return Digits((inputs[train], targets[train]), (inputs[test], targets[test]))
+
+
+def examples(part: Part = "train", test_fraction: float = 0.25, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """One part of the split as (inputs, targets): what a record names as ``"workbench.zoo.digits:examples"``."""
+    if part == "all":
+        return tuple(t.clone() for t in _images())  # pyright: ignore[reportReturnType]
+    split = digits(test_fraction, seed)._asdict()
+    if part not in split:
+        raise ValueError(f"digits has the parts 'train', 'test' and 'all'; got {part!r}.")
+    return split[part]
+
+
+@lru_cache(maxsize=1)
+def _images() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    images = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).reshape(-1, 1, 8, 8)
+    return images / 8 - 1, torch.from_numpy(np.asarray(classes, dtype=np.int64))
