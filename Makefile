@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 ARGS ?=
-# More for pip, for example PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a torch without CUDA.
+# More for pip, for example PIP_ARGS="--extra-index-url URL" with the index of CPU wheels that pytorch.org names.
 PIP_ARGS ?=
 # One thread a worker: with more, two workers fight over the cores and sums differ from run to run.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1

@@ -14,25 +14,46 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Along",
+    "Job",
+    "Pair",
+    "Probe",
+    "Reading",
+    "Recorder",
+    "Runs",
+    "Store",
+    "Subject",
+    "Trajectory",
+    "app",
+    "catalog",
+    "dynamics",
+    "experiments",
+    "explore",
+    "landscape",
+    "load",
+    "log_spaced",
+    "probes",
+    "zoo",
+]
+
 _HOME = {
-    "Subject": "workbench.subject",
-    "Pair": "workbench.subject",
-    "Runs": "workbench.subject",
-    "Trajectory": "workbench.trajectory",
-    "Recorder": "workbench.dynamics.recorder",
-    "log_spaced": "workbench.dynamics.recorder",
     "Along": "workbench.dynamics.along",
+    "Job": "workbench.job",
+    "Pair": "workbench.subject",
     "Probe": "workbench.probe",
     "Reading": "workbench.probe",
-    "Job": "workbench.job",
+    "Recorder": "workbench.dynamics.recorder",
+    "Runs": "workbench.subject",
     "Store": "workbench.store",
-    "load": "workbench.draw.export",
-    "explore": "workbench.ui.bench",
+    "Subject": "workbench.subject",
+    "Trajectory": "workbench.trajectory",
     "app": "workbench.ui.app",
+    "explore": "workbench.ui.bench",
+    "load": "workbench.draw.export",
+    "log_spaced": "workbench.dynamics.recorder",
 }
-_FOLDERS = ("probes", "landscape", "dynamics", "experiments", "zoo", "catalog")
-
-__all__ = [*_HOME, *_FOLDERS]
+"""Where each name that is not a folder or module of its own is defined."""
 
 if TYPE_CHECKING:
     from workbench import catalog, dynamics, experiments, landscape, probes, zoo
@@ -49,12 +70,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FOLDERS:
-        return importlib.import_module(f"workbench.{name}")
     if name in _HOME:
         found = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = found
         return found
+    if name in __all__:
+        return importlib.import_module(f"workbench.{name}")
     raise AttributeError(f"workbench has no {name!r}; it has {', '.join(sorted(__all__))}.")
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from workbench.landscape.directions import Direction, Normalization, cosine, random_direction
+from workbench.numerics.geometry import coordinates, principal_path
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.sampling import Draw
 from workbench.operators import Hessian
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
+HELD = 2**29
+"""Bytes of a recorded path that are kept in memory at once; a longer one is read from disk again and again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,3 +70,60 @@ def _eigenvectors(subject: Subject, draw: Draw) -> tuple[Direction, Direction, t
         f"{last.top_values[1]:.4g}; the normalisation setting does not apply to them"
     )
     return first, second, (said,)
+
+
+def _path_axes(subject: Subject, extent: float, points: int) -> PlaneAxes:
+    """Principal axes of the recorded path, the grid reaching ``extent`` times as far as the path and a fifth more."""
+    path = _recorded(subject)
+    here = subject.flatten(subject.params)
+    axes = principal_path(path, here)
+    found, distance = coordinates(path, here, axes.directions)
+    first, second = (subject.unflatten(d) for d in axes.directions)
+    values = {
+        "cosine": cosine(first, second),
+        "explained_variance": axes.explained,
+        "path_u": found[:, 0],
+        "path_v": found[:, 1],
+        "path_distance": distance,
+    }
+    walk = " and ".join(f"{share:.0%}" for share in axes.random_walk)
+    said = (
+        f"two components explain {axes.explained.sum():.1%} of the path of {len(path)} checkpoints; "
+        f"a random walk of as many would show {walk}"
+    )
+    return PlaneAxes(first, second, *(_reach(c, extent, points) for c in found.T), values, (said,))
+
+
+def _reach(along: Array, extent: float, points: int) -> Array:
+    low, high = min(along.min(), 0.0), max(along.max(), 0.0)
+    middle, half = (low + high) / 2, extent * 1.2 * (high - low) / 2
+    return np.linspace(middle - half, middle + half, points)
+
+
+def _recorded(subject: Subject) -> Sequence[Tensor]:
+    """The weights of every recorded step as vectors of the subject's chosen parameters."""
+    path = getattr(subject, "path", None)
+    if path is None:
+        raise ValueError(
+            "directions='pca' needs the path that led to the model: open the subject with trajectory.subject(step), or "
+            "choose directions='random' or 'hessian'."
+        )
+    steps = _Steps(subject, path)
+    held = len(steps) * subject.size * subject.dtype.itemsize
+    return [steps[i] for i in range(len(steps))] if held <= HELD else steps
+
+
+class _Steps(Sequence[Tensor]):
+    """The recorded weights, read one at a time."""
+
+    def __init__(self, subject: Subject, path: Any) -> None:
+        self._subject, self._path = subject, path
+        self._names = tuple(subject.params)
+
+    def __len__(self) -> int:
+        return len(self._path.steps)
+
+    def __getitem__(self, index: Any) -> Any:
+        weights = self._path.weights(self._path.steps[index])
+        kept = {n: weights[n].to(device=self._subject.device, dtype=self._subject.dtype) for n in self._names}
+        return self._subject.flatten(kept)

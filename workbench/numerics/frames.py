@@ -37,7 +37,7 @@ def centre(means: Tensor) -> Centred:
     rows = means - mean
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     values, vectors = values.flip(0)[:-1], vectors.flip(1)[:, :-1]
-    kept = values > RANK_FLOOR * values[0].clamp_min(torch.finfo(values.dtype).tiny)
+    kept = values > RANK_FLOOR * values[:1].clamp_min(torch.finfo(values.dtype).tiny)
     spread = rows.T @ vectors[:, kept]
     axes, _ = torch.linalg.qr(spread)
     return Centred(mean, rows, axes.T, torch.linalg.vector_norm(spread, dim=0))

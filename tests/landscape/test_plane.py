@@ -1,0 +1,133 @@
+"""The plane against losses of moved copies, exact quadratics, and planted NaN and Inf."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from pytest import approx
+from torch import nn
+
+from workbench.figure import Contour, Surface
+from workbench.landscape.axes import plane_axes
+from workbench.landscape.plane import Plane
+from workbench.numerics.sampling import Draw
+from workbench.subject import Subject
+
+
+class Weights(nn.Module):
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+def steep(model: nn.Module, batch: object) -> torch.Tensor:
+    """50 w_0² + ½ w_1²: curvatures 100 and 1."""
+    return 50 * model.w[0] ** 2 + 0.5 * model.w[1] ** 2
+
+
+def quadratic() -> Subject:
+    return Subject(Weights([0.0, 0.0]), [torch.zeros(1, 1)], objective=steep, reduction="mean")
+
+
+def net_and_data() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    return net, (torch.randn(23, 5, dtype=torch.float64), torch.randint(0, 3, (23,)))
+
+
+@pytest.mark.parametrize("points", [5, 6])
+@pytest.mark.parametrize("normalization", ["filter", "layer", "none"])
+def test_every_point_is_the_loss_of_a_moved_copy(points, normalization):
+    net, data = net_and_data()
+    subject = Subject(net, data, batch_size=7)
+    reading = Plane(points=points, extent=0.5, normalization=normalization).run(subject, seed=4)
+    draw = Draw(4, "Plane", subject.size)
+    axes = plane_axes(subject, draw, "random", normalization, 0.5, points)
+    for i in range(points):
+        for j in range(points):
+            moved = copy.deepcopy(net)
+            for name, p in moved.named_parameters():
+                p.data += axes.u[i] * axes.first[name] + axes.v[j] * axes.second[name]
+            out = moved(data[0])
+            assert float(reading.data.loss[i, j]) == approx(nn.functional.cross_entropy(out, data[1]).item(), rel=1e-12)
+            assert float(reading.data.error_rate[i, j]) == approx(float((out.argmax(1) != data[1]).double().mean()))
+
+
+@pytest.mark.parametrize("points", [4, 5, 24, 25])
+def test_a_steep_quadratic_keeps_its_geometry(points):
+    plane = Plane(points=points, extent=1.0, directions="hessian")
+    data = plane.run(quadratic()).data
+    u, v, z = data.u.values, data.v.values, data.loss.values
+    assert z == approx(50 * u[:, None] ** 2 + 0.5 * v[None, :] ** 2, abs=1e-9)
+    assert z == approx(z[::-1, ::-1])
+    assert u == approx(-u[::-1])
+    assert float(data.loss_here) == 0
+    contour = next(m for m in plane.figure(data).panels[0].marks if isinstance(m, Contour))
+    assert contour.z == approx(50 * contour.x[None, :] ** 2 + 0.5 * contour.y[:, None] ** 2, abs=1e-9), (
+        "the drawn x axis must be direction 1"
+    )
+
+
+def broken(model: nn.Module, batch: object) -> torch.Tensor:
+    w = model.w
+    bad = torch.where(w[0] > 0.4, torch.tensor(float("nan")), torch.tensor(0.0))
+    return steep(model, batch) + torch.where(w[1] > 0.4, torch.tensor(float("inf")), bad)
+
+
+def test_nan_and_inf_stay_where_they_are():
+    subject = Subject(Weights([0.0, 0.0]), [torch.zeros(1, 1)], objective=broken, reduction="mean")
+    whole = Plane(points=5, normalization="none").run(subject)
+    clean = Plane(points=5, normalization="none").run(quadratic())
+    z, exact = whole.data.loss.values, clean.data.loss.values
+    assert np.isnan(z).any()
+    assert np.isinf(z).any()
+    good = np.isfinite(z)
+    assert z[good] == approx(exact[good])
+    assert whole.summary["not_finite"] == int((~good).sum())
+    assert "not finite" in whole.figure().note
+
+
+def test_the_first_reading_knows_the_model_and_a_rough_map_comes_early():
+    net, data = net_and_data()
+    seen = [r for r in Plane(points=17).stream(Subject(net, data), Draw(0, "Plane", 66))]
+    assert np.isfinite(float(seen[0].data.loss_here))
+    assert not seen[0].data.evaluated.values.any()
+    rough = seen[9].figure()
+    assert "3 × 3 of 17 × 17" in rough.note
+    assert isinstance(rough.panels[1].marks[0], Surface)
+    assert np.isfinite(rough.panels[1].marks[0].z).all()
+    assert seen[-1].converged
+    assert not seen[-2].converged
+
+
+def test_eigenvector_axes_are_unit_orthogonal_and_curve_as_their_eigenvalues_say():
+    net, data = net_and_data()
+    subject = Subject(net, data)
+    found = Plane(points=5, extent=1e-3, directions="hessian").run(subject).data
+    params = dict(net.named_parameters())
+    loss = nn.functional.cross_entropy(net(data[0]), data[1])
+    grads = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(params.values()), create_graph=True)])
+    rows = [
+        torch.cat([r.flatten() for r in torch.autograd.grad(g, list(params.values()), retain_graph=True)])
+        for g in grads
+    ]
+    exact = torch.linalg.eigvalsh(torch.stack(rows)).flip(0)
+    z, h = found.loss.values, found.u.values[3]
+    assert found.direction_norm.values == approx([1, 1])
+    assert float(found.cosine) == approx(0, abs=1e-6)
+    assert (z[3, 2] - 2 * z[2, 2] + z[1, 2]) / h**2 == approx(float(exact[0]), rel=1e-3)
+    assert (z[2, 3] - 2 * z[2, 2] + z[2, 1]) / h**2 == approx(float(exact[1]), rel=2e-2)
+
+
+def test_a_path_is_asked_for_when_there_is_none():
+    net, data = net_and_data()
+    with pytest.raises(ValueError, match=r"trajectory\.subject"):
+        Plane(points=3, directions="pca").run(Subject(net, data))
+
+
+def test_standard_errors_are_those_of_the_examples():
+    net, data = net_and_data()
+    reading = Plane(points=3, extent=0.1).run(Subject(net, data))
+    losses = nn.functional.cross_entropy(net(data[0]), data[1], reduction="none")
+    assert float(reading.data.loss_here_error) == approx(float(losses.std() / len(losses) ** 0.5), rel=1e-9)

@@ -1,0 +1,179 @@
+"""Neural collapse against a dense pseudo-inverse written separately, and against closed forms."""
+
+import numpy as np
+import pytest
+import torch
+from pytest import approx
+from torch import nn
+
+from workbench.probes.collapse import NeuralCollapse
+from workbench.subject import Subject
+
+
+def simplex() -> np.ndarray:
+    return np.sqrt(4 / 3) * (np.eye(4) - 0.25)
+
+
+def reference(features: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> dict[str, float]:
+    """NC1 to NC4 with d x d matrices and NumPy's pinv: the textbook way, for small d."""
+    classes = np.unique(labels)
+    means = np.stack([features[labels == c].mean(0) for c in classes])
+    centred = means - means.mean(0)
+    within = sum(
+        (features[labels == c] - m).T @ (features[labels == c] - m) for c, m in zip(classes, means, strict=True)
+    )
+    within, between = within / len(features), centred.T @ centred / len(classes)
+    values, vectors = np.linalg.eigh(between)
+    top = slice(len(values) - len(classes) + 1, None)
+    inverse = (vectors[:, top] / values[top]) @ vectors[:, top].T
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    off = ~np.eye(len(classes), dtype=bool)
+    lengths = np.linalg.norm(centred, axis=1)
+    rows = weight[classes]
+    nearest = classes[((features[:, None] - means[None]) ** 2).sum(2).argmin(1)]
+    return {
+        "nc1": np.trace(within @ inverse) / len(classes),
+        "nc1_ratio": np.trace(within) / np.trace(between),
+        "nc2_equinorm": lengths.std() / lengths.mean(),
+        "nc2_equiangle": np.abs((unit @ unit.T)[off] + 1 / (len(classes) - 1)).mean(),
+        "nc3": ((rows / np.linalg.norm(rows) - centred / np.linalg.norm(centred)) ** 2).sum(),
+        "nc4": (nearest != (features @ weight.T + bias).argmax(1)).mean(),
+    }
+
+
+def trained(labels: torch.Tensor, inputs: torch.Tensor, steps: int = 60) -> nn.Sequential:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(inputs), labels).backward()
+        optimizer.step()
+    return net
+
+
+@pytest.fixture
+def blobs() -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 70)
+    return torch.from_numpy(rng.normal(size=(70, 6)) + 2 * np.eye(4, 6)[labels]), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("batch_size", [70, 64, 7])
+def test_equals_the_dense_reference(blobs, batch_size):
+    inputs, labels = blobs
+    net = trained(labels, inputs)
+    data = NeuralCollapse().run(Subject(net, blobs, batch_size=batch_size)).data
+    features = net[:2](inputs).detach().numpy()
+    want = reference(features, labels.numpy(), net[2].weight.detach().numpy(), net[2].bias.detach().numpy())
+    assert {k: float(data[k]) for k in want} == approx(want, rel=1e-9)
+
+
+def test_imbalanced_and_absent_classes_use_the_present_ones(blobs):
+    inputs, labels = blobs
+    kept = (labels != 2) & ((labels != 1) | (torch.arange(70) % 3 == 0))
+    net = trained(labels, inputs)
+    reading = NeuralCollapse().run(Subject(net, (inputs[kept], labels[kept])))
+    features = net[:2](inputs[kept]).detach().numpy()
+    want = reference(features, labels[kept].numpy(), net[2].weight.detach().numpy(), net[2].bias.detach().numpy())
+    assert {k: float(reading.data[k]) for k in want} == approx(want, rel=1e-9)
+    assert any("class 2" in note for note in reading.notes)
+    assert reading.summary["missing_classes"] == 1
+    assert np.isnan(reading.data.class_norm.values[2])
+
+
+@pytest.mark.parametrize(("inside", "nc1"), [(True, 0.0075), (False, 0.0)])
+def test_simplex_with_small_noise_has_the_closed_form(inside, nc1):
+    means = np.pad(simplex(), ((0, 0), (0, 1)))
+    step = 0.1 * (means[0] / np.linalg.norm(means[0]) if inside else np.eye(5)[4])
+    features = np.concatenate([means + step, means - step])
+    head = nn.Linear(5, 4).double()
+    head.weight.data = torch.from_numpy(2 * means)
+    head.bias.data.zero_()
+    labels = torch.arange(4).repeat(2)
+    data = NeuralCollapse().run(Subject(nn.Sequential(nn.Identity(), head), (torch.from_numpy(features), labels))).data
+    assert float(data.nc1) == approx(nc1, abs=1e-12)
+    assert float(data.nc1_ratio) == approx(0.01)
+    assert float(data.cdnv) == approx(0.00375)
+    assert float(data.nc3) == approx(0, abs=1e-12)
+    assert float(data.nc4) == 0
+
+
+def test_a_large_offset_does_not_cancel(blobs):
+    inputs, labels = blobs
+    net = trained(labels, inputs)
+    with torch.no_grad():
+        net[2].bias -= net[2].weight.sum(1) * 1e4
+    shifted = nn.Sequential(net[0], net[1], Shift(1e4), net[2])
+    plain = NeuralCollapse().run(Subject(net, blobs)).data
+    far = NeuralCollapse().run(Subject(shifted, blobs)).data
+    assert float(far.nc1) == approx(float(plain.nc1), rel=1e-6)
+
+
+class Shift(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.by
+
+
+class Tokens(nn.Module):
+    """A language-model-like net: embedding, mixing, a head over the vocabulary at every position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 8)
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.mix(self.embed(x))))
+
+
+def test_tokens_count_as_examples_and_ignored_ones_do_not():
+    torch.manual_seed(0)
+    net = Tokens().double()
+    x = torch.randint(0, 5, (12, 6))
+    y = (x + 1) % 5
+    y[:, 0] = -100
+    data = NeuralCollapse().run(Subject(net, (x, y))).data
+    features = torch.tanh(net.mix(net.embed(x)))[:, 1:].reshape(-1, 8).detach().numpy()
+    want = reference(features, y[:, 1:].flatten().numpy(), net.head.weight.detach().numpy(), np.zeros(5))
+    assert int(data.class_count.sum()) == 60
+    assert float(data.nc2_equiangle) == approx(want["nc2_equiangle"], rel=1e-9)
+    assert float(data.nc3) == approx(want["nc3"], rel=1e-9)
+
+
+def test_one_class_is_unknown_not_zero(blobs):
+    inputs, labels = blobs
+    kept = labels == 1
+    reading = NeuralCollapse().run(Subject(trained(labels, inputs), (inputs[kept], labels[kept])))
+    assert np.isnan(float(reading.data.nc1))
+    assert not reading.converged
+
+
+def test_a_layer_by_name_and_a_wrong_name(blobs):
+    inputs, labels = blobs
+    net = trained(labels, inputs)
+    inner = NeuralCollapse(layer="0").run(Subject(net, blobs)).data
+    features = net[:1](inputs).detach().numpy()
+    want = reference(features, labels.numpy(), np.eye(4, 12), np.zeros(4))
+    assert float(inner.nc1) == approx(want["nc1"], rel=1e-9)
+    assert np.isnan(float(inner.nc3))
+    with pytest.raises(ValueError, match="no layer 'nope'"):
+        NeuralCollapse(layer="nope").run(Subject(net, blobs))
+
+
+def test_a_network_without_a_final_linear_layer_asks_for_one(blobs):
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight.T
+
+    with pytest.raises(ValueError, match="name a layer"):
+        NeuralCollapse().run(Subject(Functional(), blobs))
