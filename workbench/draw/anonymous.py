@@ -41,7 +41,9 @@ def anonymous(reading: Reading) -> Reading:
 
 
 def _clean_probe(probe: Any) -> Any:
-    texts = {f.name: getattr(probe, f.name) for f in dataclasses.fields(probe) if isinstance(getattr(probe, f.name), str)}
+    texts = {
+        f.name: getattr(probe, f.name) for f in dataclasses.fields(probe) if isinstance(getattr(probe, f.name), str)
+    }
     changed = {name: scrub(text) for name, text in texts.items() if scrub(text) != text}
     return dataclasses.replace(probe, **changed) if changed else probe
 

@@ -71,7 +71,9 @@ def checked_suffix(path: Path) -> str:
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise ValueError(f"A figure is written as {', '.join(FORMATS)}; got {path.name!r}. Choose one of these endings.")
+        raise ValueError(
+            f"A figure is written as {', '.join(FORMATS)}; got {path.name!r}. Choose one of these endings."
+        )
     return suffix
 
 
@@ -95,7 +97,9 @@ def unload(path: Path) -> Cargo:
 def _from_beside(path: Path, facts: Mapping[str, Any]) -> bytes:
     beside = path.with_name(Path(str(facts["sidecar"])).name)
     if not beside.exists():
-        raise ValueError(f"{path.name} keeps its reading in {beside.name}, which is not beside it; put the two together.")
+        raise ValueError(
+            f"{path.name} keeps its reading in {beside.name}, which is not beside it; put the two together."
+        )
     content = beside.read_bytes()
     if hashlib.sha256(content).hexdigest() != facts.get("sha256"):
         raise ValueError(f"{beside.name} is not the reading that {path.name} was drawn from; export the figure again.")
@@ -110,6 +114,7 @@ def _into_pdf(picture: bytes, cargo: Cargo) -> bytes:
     from pypdf import PdfReader, PdfWriter
 
     writer = PdfWriter(clone_from=PdfReader(io.BytesIO(picture)))
+    writer.pdf_header = "%PDF-1.7"
     writer.add_metadata({"/Title": cargo.title, "/Subject": _json(cargo.facts), "/Creator": "Workbench"})
     writer.xmp_metadata = _xmp(cargo)
     if cargo.reading is not None:

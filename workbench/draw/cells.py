@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.figure import Array
 from workbench.draw.rulers import Ruler
+from workbench.figure import Array
 
 Box = tuple[float, float, float, float]
 

@@ -10,9 +10,11 @@ from workbench.draw.anonymous import anonymous
 from workbench.draw.carry import FORMATS, Cargo, checked_suffix, load_up, unload
 from workbench.draw.files import write_all
 from workbench.draw.fonts import choose
-from workbench.draw.paper import paper, styled
+from workbench.draw.paper import paper
+from workbench.draw.paper_style import styled
 from workbench.draw.pgf import to_pgf
-from workbench.draw.venues import Column, Venue, venue as find_venue
+from workbench.draw.venues import Column, Venue
+from workbench.draw.venues import venue as find_venue
 from workbench.figure import Figure
 from workbench.probe import Reading
 
@@ -46,8 +48,9 @@ def export(
         The path written.
 
     Raises:
-        ValueError: unknown suffix, venue, column or provenance; ``RuntimeError``: LaTeX was asked for and is missing;
-        ``OSError``: the file cannot be written, and is as it was.
+        ValueError: unknown suffix, venue, column or provenance.
+        RuntimeError: LaTeX was asked for and is missing.
+        OSError: the file cannot be written, and is as it was.
     """
     target = Path(path)
     suffix, where = checked_suffix(target), find_venue(venue, column)
@@ -119,7 +122,8 @@ def load(source: str | Path) -> Reading:
     """A reading from an exported figure, its sidecar, a stored netCDF file, or a key of the default store.
 
     Raises:
-        ValueError: the file carries no reading, or is damaged; FileNotFoundError: there is no such file and no such key.
+        ValueError: the file carries no reading, or is damaged.
+        FileNotFoundError: there is no such file and no such key.
     """
     path = Path(source)
     if path.suffix.lower() in FORMATS:
@@ -135,11 +139,15 @@ def load(source: str | Path) -> Reading:
 
 def _exists(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}. wb.load takes an exported figure, a .nc file or a store's key.")
+        raise FileNotFoundError(
+            f"There is no file {str(path)!r}. wb.load takes an exported figure, a .nc file or a store's key."
+        )
 
 
 def _opened(path: Path) -> Reading:
     try:
         return Reading.from_bytes(path.read_bytes())
     except (OSError, KeyError) as problem:
-        raise ValueError(f"{path.name} is not a whole netCDF file ({problem}); it may have been cut off in copying.") from problem
+        raise ValueError(
+            f"{path.name} is not a whole netCDF file ({problem}); it may have been cut off in copying."
+        ) from problem

@@ -59,9 +59,13 @@ def _explained(problem: OSError, paths: list[Path]) -> OSError:
     names = " and ".join(p.name for p in paths)
     folder = paths[0].parent
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        words = f"cannot write {names}: the disk that holds {folder} is full; any older file is as it was. Free some space"
+        words = (
+            f"cannot write {names}: the disk that holds {folder} is full; any older file is as it was. Free some space"
+        )
     elif problem.errno == errno.ENOENT:
         words = f"cannot write {names}: the folder {folder} does not exist. Make it first"
     else:
-        words = f"cannot write {names} in {folder}: {problem.strerror}; any older file is as it was. Check its permissions"
+        words = (
+            f"cannot write {names} in {folder}: {problem.strerror}; any older file is as it was. Check its permissions"
+        )
     return OSError(problem.errno, f"{words}, or choose another folder.")

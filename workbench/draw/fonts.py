@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from workbench.draw.venues import Venue
 
@@ -30,9 +30,9 @@ class Choice:
         return self.name if same else f"{self.name} in place of {self.wanted}, which is not installed"
 
 
-@lru_cache(maxsize=None)
+@cache
 def choose(venue: Venue) -> Choice:
-    """The first installed font among the venue's own, their equals in letter widths, and those shipped with matplotlib."""
+    """The first installed font among the venue's own, their equals in letter widths, and matplotlib's own."""
     own = venue.fonts or _HELVETICA
     kin = next((k for name, k in _KIN.items() if name in own), _TIMES if venue.family == "serif" else _HELVETICA)
     last = _LAST[venue.family]

@@ -1,15 +1,18 @@
-"""Where the panels of a figure stand on screen: rectangles in fractions of the plotting area, and its height in pixels."""
+"""Where the panels of a figure stand on screen: rectangles in fractions of the plotting area, and heights in pixels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from workbench.draw.sheet import grid
-from workbench.figure import Contour, Figure, Heat, Panel, Surface
+from workbench.figure import Contour, Figure, Heat, Panel
 
-_ROW = 320
-_GAP = 0.085
-_BAR = 0.10
+HEAD, FOOT, NOTE, EDGE = 48, 56, 18, 64
+"""Pixels above the panels (caption and legend), below them (axis label), for the small print, and at the left."""
+
+_ROW = 330
+_BETWEEN = HEAD + FOOT + 6
+_GAP, _BAR = 0.085, 0.085
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,28 @@ class Place:
     top: float
 
 
-def places(figure: Figure) -> tuple[list[Place], int]:
-    """A rectangle for each panel, with room for colour bars, and the figure's height in pixels."""
+def height_of(figure: Figure) -> int:
+    """The height in pixels of everything but the figure's title."""
+    return _plot_height(figure) + HEAD + FOOT + (NOTE if figure.note else 0)
+
+
+def _plot_height(figure: Figure) -> int:
+    rows, _ = grid(figure)
+    solid = any(p.solid for p in figure.panels)
+    return rows * (_ROW + (60 if solid else 0)) + (rows - 1) * _BETWEEN
+
+
+def places(figure: Figure) -> list[Place]:
+    """A rectangle for each panel, with room for colour bars, legends and labels between them."""
     rows, columns = grid(figure)
-    spans = _columns(figure, columns)
-    found = [_place(i, columns, rows, spans) for i in range(len(figure.panels))]
-    head = 100 + (30 if figure.title else 0)
-    return found, rows * _ROW + head + (20 if figure.note else 0)
+    spans, gap = _columns(figure, columns), _BETWEEN / _plot_height(figure)
+    tall = (1.0 - gap * (rows - 1)) / rows
+    tops = [1.0 - (i // columns) * (tall + gap) for i in range(len(figure.panels))]
+    return [Place(*spans[i % columns], max(top - tall, 0.0), top) for i, top in enumerate(tops)]
 
 
 def _coloured(panel: Panel) -> bool:
-    return any(isinstance(m, Heat | Contour | Surface) for m in panel.marks)
+    return not panel.solid and any(isinstance(m, Heat | Contour) for m in panel.marks)
 
 
 def _columns(figure: Figure, columns: int) -> list[tuple[float, float]]:
@@ -46,11 +60,3 @@ def _columns(figure: Figure, columns: int) -> list[tuple[float, float]]:
         spans.append((left, right))
         left = right + _GAP + (_BAR if bar else 0.0)
     return spans
-
-
-def _place(index: int, columns: int, rows: int, spans: list[tuple[float, float]]) -> Place:
-    row, column = divmod(index, columns)
-    gap = 0.22 / rows if rows > 1 else 0.0
-    height = (1.0 - gap * (rows - 1)) / rows
-    top = 1.0 - row * (height + gap)
-    return Place(*spans[column], max(top - height, 0.0), top)

@@ -1,7 +1,7 @@
-"""PGF without LaTeX: matplotlib's own PGF backend asks a running LaTeX how wide each word is; here fonts are asked.
+r"""PGF without LaTeX: matplotlib's own PGF backend asks a running LaTeX how wide each word is; here fonts are asked.
 
 The words are still set by the paper's LaTeX when the figure is included, in the paper's font, so measured widths are
-those of a font of the same letter widths, close but not equal. Include the file with ``\\input`` and ``\\usepackage{pgf}``.
+those of a font of the same letter widths: close, not equal. Include the file by ``\input`` after ``\usepackage{pgf}``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import io
 import re
 from typing import Any
 
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma sigma tau upsilon phi chi psi omega"
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma sigma tau upsilon phi "
+    "chi psi omega"
+)
 _SIGNS = {
     **{"\N{MINUS SIGN}": "-", "×": r"\times", "±": r"\pm", "≤": r"\leq", "≥": r"\geq", "≠": r"\neq", "≈": r"\approx"},
     **{"∞": r"\infty", "∂": r"\partial", "∇": r"\nabla", "√": r"\surd", "·": r"\cdot", "∈": r"\in", "‖": r"\Vert"},
@@ -18,7 +21,14 @@ _SIGNS = {
     **{"ᵀ": r"^{\top}", "′": r"^{\prime}", "ε": r"\varepsilon", "…": r"\ldots", "°": r"^{\circ}", "∝": r"\propto"},
 }
 _SUPER, _SUB = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
-_SPECIAL = {"&": r"\&", "#": r"\#", "~": r"\textasciitilde{}", "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+_SPECIAL = {
+    "&": r"\&",
+    "#": r"\#",
+    "~": r"\textasciitilde{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 
 
 def tex_words(text: str) -> str:
@@ -52,15 +62,17 @@ def to_pgf(page: Any) -> bytes:
     page.dpi = 72
     out = io.StringIO()
     out.write(_HEAD)
-    out.write(f"\\begingroup%\n\\makeatletter%\n\\begin{{pgfpicture}}%\n\\pgfpathrectangle{{\\pgfpointorigin}}"
-              f"{{\\pgfqpoint{{{width:f}in}}{{{height:f}in}}}}%\n\\pgfusepath{{use as bounding box, clip}}%\n")
+    out.write(
+        f"\\begingroup%\n\\makeatletter%\n\\begin{{pgfpicture}}%\n\\pgfpathrectangle{{\\pgfpointorigin}}"
+        f"{{\\pgfqpoint{{{width:f}in}}{{{height:f}in}}}}%\n\\pgfusepath{{use as bounding box, clip}}%\n"
+    )
     renderer = _renderer()(page, out)
     page.draw(MixedModeRenderer(page, width, height, 72, renderer))
     out.write("\\end{pgfpicture}%\n\\makeatother%\n\\endgroup%\n")
     return out.getvalue().encode()
 
 
-_HEAD = r"""%% Figure by Workbench. Needs \usepackage{pgf} (and \usepackage{amssymb} for some signs); include it with \input.
+_HEAD = r"""%% Figure by Workbench. Include it with \input; the preamble needs \usepackage{pgf}.
 %%
 """
 
@@ -76,7 +88,9 @@ def _renderer() -> Any:
         def get_text_width_height_descent(self, s: Any, prop: Any, ismath: Any) -> Any:
             return text_to_path.get_text_width_height_descent(s, prop, ismath)
 
-        def draw_text(self, gc: Any, x: Any, y: Any, s: Any, prop: Any, angle: Any, ismath: Any = False, mtext: Any = None) -> None:
+        def draw_text(
+            self, gc: Any, x: Any, y: Any, s: Any, prop: Any, angle: Any, ismath: Any = False, mtext: Any = None
+        ) -> None:
             super().draw_text(gc, x, y, tex_words(s), prop, angle, ismath, mtext)
 
     return Renderer

@@ -1,7 +1,7 @@
 """How values become places and colours: limits, thresholds, ticks and contour levels, computed once for both renderers.
 
-A :class:`Ruler` is an :class:`~workbench.figure.Axis` that has met its data. ``forward`` maps values to the coordinate in
-which the axis is even: the value itself, its decimal logarithm, or the symmetric logarithm
+A :class:`Ruler` is an :class:`~workbench.figure.Axis` that has met its data. ``forward`` maps values to the coordinate
+in which the axis is even: the value itself, its decimal logarithm, or the symmetric logarithm
 
     u(v) = a v / t                          for |v| <= t
     u(v) = sign(v) (a + log10(|v| / t))     for |v| >  t,      a = 10 / 9,
@@ -33,7 +33,16 @@ class Ruler:
     low: float
     high: float
     threshold: float = 1.0
-    words: str = ""
+    label: str = ""
+
+    @property
+    def remark(self) -> str:
+        """What must be printed beside the label: where a symmetric logarithm turns linear."""
+        return f"linear below {self.threshold:g}" if self.scale == "symlog" else ""
+
+    def words(self, between: str = ", ") -> str:
+        """Label, unit and remark, as printed along the axis or the colour bar."""
+        return between.join(w for w in (self.label, self.remark) if w)
 
     def forward(self, values: Any) -> Array:
         """Values to the even coordinate u; NaN where the axis cannot show the value."""
@@ -55,7 +64,7 @@ class Ruler:
 
     def clip(self, values: Any) -> Array:
         """Values with those below ``low`` moved onto it: for the open end of an interval or the foot of a bar."""
-        return np.fmax(np.asarray(values, dtype=np.float64), self.low)
+        return np.maximum(np.asarray(values, dtype=np.float64), self.low)
 
     def ticks(self, count: int = 6) -> Array:
         """Round values between the limits at which to print numbers, about ``count`` of them."""
@@ -97,13 +106,12 @@ def ruler(axis: Axis, arrays: Iterable[Any], *, margin: float = 0.0, include: It
     """
     values = np.concatenate([np.ravel(np.asarray(a, dtype=np.float64)) for a in (*arrays, tuple(include))])
     threshold = _threshold(axis, values)
-    words = f"{axis.words}, linear below {threshold:g}" if axis.scale == "symlog" else axis.words
-    free = Ruler(axis.scale, 0.0, 0.0, threshold, words)
+    free = Ruler(axis.scale, 0.0, 0.0, threshold)
     if axis.limits is not None:
         low, high = _fixed(axis, free)
     else:
         low, high = _free(free, values, margin)
-    return Ruler(axis.scale, low, high, threshold, words)
+    return Ruler(axis.scale, low, high, threshold, axis.words)
 
 
 def _threshold(axis: Axis, values: Array) -> float:
@@ -151,7 +159,7 @@ def nice_step(span: float, count: int) -> float:
 
 
 def _even(low: float, high: float, step: float) -> Array:
-    return step * np.arange(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
+    return np.float64(step) * np.arange(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
 
 
 def _linear_ticks(r: Ruler, count: int) -> Array:

@@ -1,8 +1,8 @@
 """A live Plotly figure for notebooks that sends Plotly's JavaScript once per kernel, not once per figure.
 
-Stock ``FigureWidget`` puts 5 MB of JavaScript into the state of every figure. Here one invisible widget carries it once,
-compressed, unpacks it in the page and keeps the module in a promise on ``globalThis``; each figure's own script is a few
-lines that wait for it. All names private to Plotly that this project uses stand in this one file.
+Stock ``FigureWidget`` puts 5 MB of JavaScript into the state of every figure. Here one invisible widget carries it
+once, compressed, unpacks it in the page and keeps the module in a promise on ``globalThis``; each figure's own script
+is a few lines that wait for it. All names private to Plotly that this project uses stand in this one file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import numpy as np
 import plotly
 import plotly.graph_objects as go
 import traitlets
+from plotly import serializers
 from plotly.basewidget import BaseFigureWidget
-from plotly.serializers import _js_to_py, _py_to_js
 
 from workbench.draw.screen import describe
 from workbench.figure import Figure
 
+_PLAIN: dict[str, Any] = serializers.custom_serializers
 _KEY = f"workbench-plotly-{version('plotly')}"
 _SLOT = f"""
 const slot = (globalThis["{_KEY}"] ??= (() => {{
@@ -86,17 +87,16 @@ class Carrier(anywidget.AnyWidget):
     code = traitlets.Bytes().tag(sync=True)
 
 
-_carrier: Carrier | None = None
-_carrier_lock = threading.Lock()
+_made: list[Carrier] = []
+_making = threading.Lock()
 
 
 def carrier() -> Carrier:
     """The one carrier of this kernel, made on first use and again after all widgets were closed."""
-    global _carrier
-    with _carrier_lock:
-        if _carrier is None or _carrier.comm is None:
-            _carrier = Carrier(code=_packed())
-        return _carrier
+    with _making:
+        if not _made or _made[-1].comm is None:
+            _made[:] = [Carrier(code=_packed())]
+        return _made[-1]
 
 
 def _pack(value: Any, widget: Any) -> Any:
@@ -105,12 +105,12 @@ def _pack(value: Any, widget: Any) -> Any:
         return {k: _pack(v, widget) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_pack(v, widget) for v in value]
-    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype == np.float32:
-        return [_py_to_js(np.ascontiguousarray(row), widget) for row in value]
-    return _py_to_js(value, widget)
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype == np.float32 and value.size:
+        return [_PLAIN["to_json"](np.ascontiguousarray(row), widget) for row in value]
+    return _PLAIN["to_json"](value, widget)
 
 
-_BINARY: dict[str, Any] = {"to_json": _pack, "from_json": _js_to_py}
+_BINARY: dict[str, Any] = {"to_json": _pack, "from_json": _PLAIN["from_json"]}
 
 
 class LiveFigure(go.FigureWidget):
@@ -119,6 +119,8 @@ class LiveFigure(go.FigureWidget):
     Updates may come from any thread; only what differs from the last update is sent.
     """
 
+    _wb_sent: tuple[list[dict[str, Any]], dict[str, Any]]
+    _wb_lock: threading.Lock
     _esm = _WAITER if shared() else BaseFigureWidget._esm
     _widget_layout = traitlets.Dict().tag(sync=True, **_BINARY)
     _widget_data = traitlets.List().tag(sync=True, **_BINARY)
@@ -131,19 +133,19 @@ class LiveFigure(go.FigureWidget):
             carrier()
         traces, layout = describe(figure) if figure else ([], {})
         super().__init__(data=traces, layout=layout)
-        self.__dict__["_wb_sent"] = (traces, layout)
-        self.__dict__["_wb_lock"] = threading.Lock()
+        object.__setattr__(self, "_wb_sent", (traces, layout))
+        object.__setattr__(self, "_wb_lock", threading.Lock())
 
     def update_from(self, figure: Figure) -> None:
         """Show another figure: changed arrays and words only when its structure is the same, else new traces."""
         traces, layout = describe(figure)
-        with self.__dict__["_wb_lock"]:
-            old_traces, old_layout = self.__dict__["_wb_sent"]
+        with self._wb_lock:
+            old_traces, old_layout = self._wb_sent
             if _structure(traces) == _structure(old_traces):
                 self._amend(_changes(old_traces, traces), _difference(old_layout, layout))
             else:
                 self._replace(traces, layout, old_layout)
-            self.__dict__["_wb_sent"] = (traces, layout)
+            object.__setattr__(self, "_wb_sent", (traces, layout))
 
     def _amend(self, changed: dict[int, dict[str, Any]], layout: dict[str, Any]) -> None:
         with self.batch_update():
@@ -185,7 +187,7 @@ def _changes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[int, 
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Paths and values by which ``new`` differs, ``None`` where a value is gone; lists and arrays count as one value."""
+    """Paths and values by which ``new`` differs, ``None`` where one is gone; lists and arrays count as one value."""
     found: dict[str, Any] = {}
     for name in [*new, *(n for n in old if n not in new)]:
         before, after, here = old.get(name), new.get(name), f"{path}{name}"
@@ -198,7 +200,10 @@ def _difference(old: dict[str, Any], new: dict[str, Any], path: str = "") -> dic
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype and bool(
-            a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        return (
+            isinstance(a, np.ndarray)
+            and isinstance(b, np.ndarray)
+            and a.dtype == b.dtype
+            and bool(a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
         )
     return bool(a == b)

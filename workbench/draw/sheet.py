@@ -67,9 +67,22 @@ class Sheet:
         """The first field, which owns the colour bar."""
         return next((m for m in self.panel.marks if isinstance(m, Heat | Contour | Surface)), None)
 
-    def colour_ticks(self, count: int = 6) -> Array:
-        """Values printed along the colour bar."""
-        return self.height.ticks(count)
+    @property
+    def levels(self) -> Array:
+        """Contour levels in the even coordinate of the colour axis."""
+        if self.bands is None:
+            raise ValueError("This panel has no contours, hence no levels.")
+        return self.bands.levels
+
+    @property
+    def inner_cuts(self) -> tuple[float, float]:
+        """First and last of the contour lines between bands, in w; the outermost levels bound the colours only."""
+        last = self.bands.levels.size - 1 if self.bands else 1
+        return (1.0, last - 1.0) if last > 1 else (0.5, 0.5)
+
+    def open_end(self, values: Any) -> Array:
+        """Lower ends along y; on a logarithm, what lies below the axis ends there, where it leaves the picture."""
+        return self.y.clip(values) if self.y.scale == "log" else np.asarray(values, dtype=np.float64)
 
     def colour_place(self, values: Any) -> Array:
         """Where values lie along the colour bar: in w when the panel has contour bands, else in u."""
@@ -91,7 +104,7 @@ def sheet(panel: Panel) -> Sheet:
     bands = _bands(panel, z) if z else None
     if z and bands:
         ends = z.inverse(bands.levels[[0, -1]])
-        z = Ruler(z.scale, float(ends[0]), float(ends[1]), z.threshold, z.words)
+        z = Ruler(z.scale, float(ends[0]), float(ends[1]), z.threshold, z.label)
     return Sheet(panel, x, y, z, bands, diverging)
 
 
@@ -112,7 +125,7 @@ def _plane(panel: Panel, name: Literal["x", "y"]) -> Ruler:
     include = [0.0] if name == "y" and axis.scale != "log" and _grounded(panel) else []
     found = ruler(axis, arrays, margin=0.0 if fields else _MARGIN, include=include)
     if include and axis.limits is None and found.low < 0 and _lowest(arrays) >= 0:
-        return Ruler(found.scale, 0.0, found.high, found.threshold, found.words)
+        return Ruler(found.scale, 0.0, found.high, found.threshold, found.label)
     return found
 
 

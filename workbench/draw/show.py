@@ -48,4 +48,6 @@ def _words(reading: Reading) -> str:
     rows = summary_rows(reading.summary)
     width = max((len(name) for name, _ in rows), default=0)
     head = f"{reading.probe.name}, {'done' if reading.done == 1 else f'{reading.done:.0%}'}"
-    return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in rows), *(f"  note: {n}" for n in reading.notes)])
+    return "\n".join(
+        [head, *(f"  {name:<{width}}  {text}" for name, text in rows), *(f"  note: {n}" for n in reading.notes)]
+    )

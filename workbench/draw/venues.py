@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 Column = Literal["half", "full"]
@@ -49,7 +49,7 @@ _HOUSE_STYLE: dict[str, Venue] = {
 
 @lru_cache(maxsize=1)
 def venues() -> dict[str, tuple[Column, ...]]:
-    """Every venue there is with the columns it has: ``{"icml2024": ("half", "full"), "neurips2024": ("full",), ...}``."""
+    """Every venue there is with its columns: ``{"icml2024": ("half", "full"), "neurips2024": ("full",), ...}``."""
     from tueplots import bundles
 
     found = inspect.getmembers(bundles, inspect.isfunction)
@@ -93,7 +93,7 @@ def _checked(name: str, columns: tuple[Column, ...], column: str | None) -> Colu
     raise ValueError(f"Venue {name!r} has no column {column!r}; it has {has}. Pass column={columns[0]!r}.")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _from_bundle(name: str, column: Column) -> Venue:
     from tueplots import bundles
 

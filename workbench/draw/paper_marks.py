@@ -1,0 +1,161 @@
+"""Lines, bands, points, bars, stems, rules and words by matplotlib, one function for each mark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+from workbench.draw.cells import runs
+from workbench.draw.sheet import Sheet, bar_width
+from workbench.draw.style import BAND_ALPHA, Look, look
+from workbench.draw.venues import Venue
+from workbench.figure import Array, Band, Bars, Line, Points, Rule, Stems, Text
+
+_DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dash": (0, (5, 2)),
+    "dot": (0, (1.2, 1.6)),
+    "dashdot": (0, (5, 1.6, 1.2, 1.6)),
+}
+_MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "P"}
+_THIN = {"elinewidth": 0.7, "capsize": 1.6, "capthick": 0.7}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A panel on its axes: sheet, matplotlib's axes, venue, width in inches, and whether rasters are allowed."""
+
+    sheet: Sheet
+    axes: Any
+    venue: Venue
+    width: float
+    raster: bool = True
+
+    def at(self, x: Any, y: Any) -> tuple[Any, ...]:
+        """Coordinates for matplotlib: masked where unknown; on the floor of a three-dimensional panel."""
+        page = self.sheet
+        u, v = page.x.forward(x), page.y.forward(y)
+        if page.panel.solid:
+            return u, v, np.full(np.shape(u), page.height.span[0])
+        x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+        return np.where(np.isfinite(u), x, np.nan), np.where(np.isfinite(v), y, np.nan)
+
+
+def plain(words: str) -> str:
+    """Words as they stand: a dollar sign is a dollar sign, not mathematics."""
+    return words.replace("$", r"\$")
+
+
+def _label(words: str) -> str | None:
+    return plain(words) if words else None
+
+
+def _pen(found: Look) -> dict[str, Any]:
+    return {"color": found.paper, "linestyle": _DASHES[found.dash], "linewidth": 1.2 * found.width}
+
+
+def _dot(found: Look) -> dict[str, Any]:
+    face = "none" if found.hollow else found.paper
+    return {"marker": _MARKERS[found.marker], "color": found.paper, "markerfacecolor": face, "markeredgewidth": 0.7}
+
+
+@singledispatch
+def draw(mark: Any, stage: Stage) -> None:
+    """Draw one mark on a panel.
+
+    Raises:
+        TypeError: nobody has said how to draw it.
+    """
+    name = type(mark).__name__
+    raise TypeError(f"paper cannot draw a {name}; register a function for it in workbench/draw/paper_marks.py.")
+
+
+@draw.register
+def _(mark: Line, stage: Stage) -> None:
+    found = look(mark.role)
+    pen = _pen(found) | {"label": _label(mark.label), "alpha": max(found.alpha, 0.5)}
+    stage.axes.plot(*stage.at(mark.x, mark.y), **pen)
+
+
+@draw.register
+def _(mark: Band, stage: Stage) -> None:
+    found, y = look(mark.role), stage.sheet.y
+    low = stage.sheet.open_end(mark.low)
+    x, high = stage.at(mark.x, mark.high)[:2]
+    whole = np.isfinite(x) & np.isfinite(y.forward(low)) & np.isfinite(high)
+    label = _label(mark.label)
+    for a, b in runs(whole):
+        area = {"color": found.paper, "alpha": BAND_ALPHA, "linewidth": 0, "label": label}
+        stage.axes.fill_between(x[a:b], low[a:b], high[a:b], **area)
+        label = None
+
+
+@draw.register
+def _(mark: Points, stage: Stage) -> None:
+    found = look(mark.role)
+    style = _dot(found) | {"linestyle": "none", "label": _label(mark.label), "alpha": max(found.alpha, 0.6)}
+    if mark.error is None or stage.sheet.panel.solid:
+        stage.axes.plot(*stage.at(mark.x, mark.y), **style)
+        return
+    stage.axes.errorbar(*stage.at(mark.x, mark.y), **style, yerr=_whisker(mark, stage.sheet), **_THIN)
+
+
+def _whisker(mark: Points | Bars, page: Sheet) -> Array:
+    """Lengths below and above; unknown ones are zero, and on a logarithm the lower end stops at the axis."""
+    y, error = np.asarray(mark.y), np.nan_to_num(np.asarray(mark.error), nan=0.0, posinf=0.0)
+    down = np.nan_to_num(y - page.open_end(y - error))
+    return np.stack([np.maximum(down, 0.0), error])
+
+
+@draw.register
+def _(mark: Bars, stage: Stage) -> None:
+    found, page = look(mark.role), stage.sheet
+    x, y = stage.at(mark.x, mark.y)[:2]
+    foot = float(page.open_end(0.0))
+    face = "none" if found.hollow else found.paper
+    body = {"facecolor": face, "edgecolor": found.paper, "linewidth": 0.6, "alpha": 0.85, "label": _label(mark.label)}
+    stage.axes.bar(x, y - foot, width=bar_width(np.asarray(mark.x)), bottom=foot, **body)
+    if mark.error is not None:
+        stage.axes.errorbar(x, y, yerr=_whisker(mark, page), linestyle="none", ecolor="#24292E", **_THIN)
+
+
+@draw.register
+def _(mark: Stems, stage: Stage) -> None:
+    found = look(mark.role)
+    x, y = stage.at(mark.x, mark.y)[:2]
+    stage.axes.vlines(x, float(stage.sheet.open_end(mark.base)), y, color=found.paper, linewidth=0.9)
+    stage.axes.plot(x, y, **_dot(found), linestyle="none", label=_label(mark.label))
+
+
+@draw.register
+def _(mark: Text, stage: Stage) -> None:
+    spot = tuple(float(v[0]) for v in stage.at([mark.x], [mark.y]))
+    style = {"color": look(mark.role).paper, "fontsize": stage.venue.small, "ha": "center", "va": "center"}
+    stage.axes.text(*spot, plain(mark.words), **style)
+
+
+@draw.register
+def _(mark: Rule, stage: Stage) -> None:
+    found, axes, page = look(mark.role), stage.axes, stage.sheet
+    if page.panel.solid:
+        ends = [page.y.low, page.y.high] if mark.axis == "x" else [page.x.low, page.x.high]
+        at = [mark.at, mark.at]
+        axes.plot(*(stage.at(at, ends) if mark.axis == "x" else stage.at(ends, at)), **_pen(found))
+        return
+    (axes.axvline if mark.axis == "x" else axes.axhline)(mark.at, **_pen(found), zorder=1.5)
+    if mark.label:
+        _beside(mark, stage, found)
+
+
+def _beside(mark: Rule, stage: Stage, found: Look) -> None:
+    """The words of a rule, along it at its far end."""
+    axes, style = stage.axes, {"fontsize": stage.venue.small, "color": found.paper, "textcoords": "offset points"}
+    if mark.axis == "x":
+        spot: dict[str, Any] = {"xy": (mark.at, 1), "xycoords": axes.get_xaxis_transform(), "xytext": (-1.5, -1.5)}
+        axes.annotate(plain(mark.label), **spot, **style, rotation=90, ha="right", va="top")
+    else:
+        spot = {"xy": (1, mark.at), "xycoords": axes.get_yaxis_transform(), "xytext": (-1.5, 1.5)}
+        axes.annotate(plain(mark.label), **spot, **style, ha="right", va="bottom")
