@@ -314,8 +314,8 @@ def drive(
 def _attempt(probe: Probe[Any], subject: Any, seed: int, deadline: float, said: tuple[str, ...]) -> Iterator[Reading]:
     _fit(probe, subject)
     draw = Draw(seed, probe.name, getattr(subject, "size", 0), *_place(subject))
-    made = provenance_of(subject, seed)
-    version = subject.version()
+    version = subject.version()  # before the fingerprint is read, so that no write between the two goes unseen
+    made = {**provenance_of(subject, seed), "context": probe.context(subject)}
     stream = probe.stream(subject, draw)
     try:
         for reading in stream:
