@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -70,7 +70,7 @@ def _catch(subject: Subject, layers: tuple[Layer, ...], batch: Batch, params: Ma
 
 
 @contextmanager
-def _hooked(subject: Subject, layers: tuple[Layer, ...], kept: dict[Layer, Tensor]) -> Iterator[None]:
+def _hooked(subject: Subject, layers: tuple[Layer, ...], kept: dict[Layer, Tensor]) -> Generator[None]:
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(_hook(module_named(subject, layer.name), layer, kept).remove)
@@ -155,12 +155,12 @@ def _as_classifier(subject: Subject, name: str) -> Classifier | None:
 
 def _affine(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """(weight as a matrix, bias) of a Linear or of a convolution that sees one position at a time."""
-    if isinstance(module, nn.Linear):
-        return module.weight.detach(), None if module.bias is None else module.bias.detach()
-    if (
+    pointwise = (
         isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         and module.weight[0, 0].numel() == 1
         and module.groups == 1
-    ):
-        return module.weight.detach().flatten(1), None if module.bias is None else module.bias.detach()
-    return None
+    )
+    if not (isinstance(module, nn.Linear) or pointwise):
+        return None
+    weight, bias = cast("Tensor", module.weight), cast("Tensor | None", module.bias)
+    return weight.detach().flatten(1), None if bias is None else bias.detach()

@@ -90,7 +90,7 @@ def test_nan_and_inf_stay_where_they_are():
 
 def test_the_first_reading_knows_the_model_and_a_rough_map_comes_early():
     net, data = net_and_data()
-    seen = [r for r in Plane(points=17).stream(Subject(net, data), Draw(0, "Plane", 66))]
+    seen = list(Plane(points=17).stream(Subject(net, data), Draw(0, "Plane", 66)))
     assert np.isfinite(float(seen[0].data.loss_here))
     assert not seen[0].data.evaluated.values.any()
     rough = seen[9].figure()

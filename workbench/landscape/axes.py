@@ -91,7 +91,8 @@ def _path_axes(subject: Subject, extent: float, points: int) -> PlaneAxes:
         f"two components explain {axes.explained.sum():.1%} of the path of {len(path)} checkpoints; "
         f"a random walk of as many would show {walk}"
     )
-    return PlaneAxes(first, second, *(_reach(c, extent, points) for c in found.T), values, (said,))
+    u, v = (_reach(c, extent, points) for c in found.T)
+    return PlaneAxes(first, second, u, v, values, (said,))
 
 
 def _reach(along: Array, extent: float, points: int) -> Array:

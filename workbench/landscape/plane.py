@@ -38,10 +38,10 @@ class Plane(Probe[Subject]):
     What it costs: one forward pass over the examples for each point (plus about 30 curvature products for
     ``directions="hessian"``). A rough map of 3 × 3, 5 × 5, 9 × 9 points comes first.
 
-    When it misleads: two directions out of millions, so a smooth picture is no proof of a smooth loss; random
-    directions are nearly but not exactly orthogonal (``cosine`` says how nearly); BatchNorm statistics stay frozen
-    unless the subject's policy is "recompute"; a path's plane shows as large a share as ``explained_variance`` says, and a random
-    walk alone gives about 0.76 for two components.
+    When it misleads: two directions out of millions, so a smooth picture is no proof of a smooth loss. Random
+    directions are nearly but not exactly orthogonal (``cosine`` says how nearly). BatchNorm statistics stay frozen
+    unless the subject's policy is "recompute". A path's plane shows as large a share as ``explained_variance`` says,
+    and a random walk alone gives about 0.76 for two components.
 
     Errors: ``loss_error`` is the standard error over examples of the mean; NaN and Inf are kept as they are.
     """

@@ -95,7 +95,7 @@ class NeuralCollapse(Probe[Subject]):
         present, notes = _present(moments)
         values: dict[str, Any] = {"class_count": moments.counts}
         if len(present) > 1:
-            values |= _between(moments, present, classifier) | (scatter.values() if scatter else {})
+            values |= {**_between(moments, present, classifier), **(scatter.values() if scatter else {})}
         last = done >= 1
         return self.reading(
             min(done, 1.0),
@@ -109,7 +109,8 @@ class NeuralCollapse(Probe[Subject]):
         """NC1 to NC4 and the accuracy that they must be read with."""
         names = ("nc1", "nc1_ratio", "nc2_equinorm", "nc2_equiangle", "nc3", "nc4", "accuracy")
         missing = int((data.class_count == 0).sum())
-        return {n: float(data[n]) for n in names} | ({"missing_classes": missing} if missing else {})
+        found: dict[str, Value] = {n: float(data[n]) for n in names}
+        return found | ({"missing_classes": missing} if missing else {})
 
     def figure(self, data: xr.Dataset) -> Figure:
         """The measures on a log axis, the cosines between class means, and the lengths of means and classifier rows."""
