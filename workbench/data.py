@@ -94,6 +94,12 @@ class Examples:
         """The first examples, at most ``count`` of them."""
         return next(self.slices(count))
 
+    def some(self, count: int) -> Examples:
+        """The first examples, at most ``count`` of them, frozen by themselves."""
+        found = self.first(count)
+        part = take(found, slice(0, count), rows(found))
+        return Examples((part,), rows(part), self.available, self.batch_size)
+
 
 def freeze(data: Any, max_examples: int | None = 2048, seed: int = 0, batch_size: int | None = None) -> Examples:
     """Read the data once, at most ``max_examples`` of them, chosen by ``seed`` without replacement (streams: the first).

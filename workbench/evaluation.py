@@ -1,53 +1,15 @@
-"""Sums over examples, and what a model returns: the arithmetic between batches and a loss."""
+"""Sums over examples in float64, and the bytes that a forward pass keeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.losses import Loss, Reduction
-
-
-def tensor_of(found: Any) -> Tensor:
-    """The outputs in what a model returned: a tensor, the logits of a dict or Hugging Face output, a tuple's first entry.
-
-    Raises:
-        TypeError: none of these.
-    """
-    if isinstance(found, Tensor):
-        return found
-    logits = cast("Any", found).get("logits") if isinstance(found, Mapping) else getattr(found, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(found, (tuple, list)) and found and isinstance(found[0], Tensor):
-        return found[0]
-    if isinstance(found, Mapping) and len(cast("Mapping[str, Any]", found)) == 1:
-        return tensor_of(next(iter(cast("Mapping[str, Any]", found).values())))
-    raise TypeError(
-        f"the model returned {type(found).__name__}; wanted a tensor, something with .logits, or a tuple that begins with a "
-        "tensor. For anything else pass objective=f(model, batch), which may read the model's outputs as it likes."
-    )
-
-
-def objective_totals(found: Any, reduction: Reduction, size: int) -> Tensor:
-    """An objective's result as totals: a scalar sum, or (n,) per example.
-
-    Raises:
-        ValueError: a shape that the reduction does not allow.
-    """
-    if not isinstance(found, Tensor):
-        raise TypeError(f"the objective must return a tensor; got {type(found).__name__}.")
-    if reduction == "none":
-        if found.shape != (size,):
-            raise ValueError(f"the objective gave shape {tuple(found.shape)} for {size} examples; wanted ({size},).")
-        return found
-    if found.numel() != 1:
-        raise ValueError(f"the objective gave shape {tuple(found.shape)}; reduction={reduction!r} wants one number.")
-    return found.reshape(()) * (size if reduction == "mean" else 1)
+from workbench.losses import Loss
 
 
 class Sums:

@@ -78,13 +78,13 @@ def accepted_names(model: nn.Module) -> frozenset[str] | None:
     return frozenset(p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
 
-def compares_next_token(model: nn.Module, batch: Batch, outputs: Tensor) -> bool:
+def compares_next_token(model: nn.Module, batch: Batch, shape: torch.Size) -> bool:
     """Whether targets are Hugging Face labels of a causal language model, which are the inputs themselves, not shifted."""
     kind = str(getattr(model, "loss_type", "") or type(model).__name__)
     causal = kind.endswith(("ForCausalLM", "LMHeadModel")) and hasattr(model, "config")
     ids = batch.kwargs.get("input_ids")
     fits = isinstance(batch.targets, Tensor) and isinstance(ids, Tensor) and batch.targets.shape == ids.shape
-    return causal and fits and outputs.shape[:-1] == ids.shape
+    return causal and fits and shape[:-1] == ids.shape
 
 
 def describe(batch: Batch) -> str:

@@ -7,25 +7,23 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from workbench import losses as loss_forms
 from workbench import parameters as theta
+from workbench.criterion import Params, of_loss, of_objective
 from workbench.data import Batch, Examples, freeze, leaves
-from workbench.evaluation import Sums, objective_totals, saved_bytes, tensor_of
+from workbench.evaluation import Sums, saved_bytes
 from workbench.feed import Feed, accepted_names, compares_next_token
-from workbench.feed import describe as describe_batch
 from workbench.fingerprint import TensorDigests, digest
-from workbench.losses import Loss, Reduction
+from workbench.losses import Reduction
 from workbench.parameters import Choice
 from workbench.plan import Plan, available_memory
 from workbench.shell import Norm, Shell, precise
 from workbench.twin import twin, unwrap
 
-Params = Mapping[str, Tensor]
 CHUNK = 512
 """Examples evaluated at once unless batch_size says otherwise or memory is short."""
 TRIED = 32
@@ -66,6 +64,8 @@ class Subject:
     """
 
     kind: ClassVar[str] = "subject"
+    path: Any = None
+    """The trajectory that the subject was opened from, with ``steps``, ``weights(step)`` and ``fingerprint()``; else None."""
 
     def __init__(
         self,
@@ -101,8 +101,7 @@ class Subject:
         self._names, excluded = theta.choose(self._shell.module, parameters)
         self._stated = (*excluded, *((precision,) if precision else ()))
         self._title, self._plan, self._digests = type(inner).__name__, Plan(), TensorDigests()
-        self._given = (loss if objective is None else objective, reduction)
-        self._objective, self._loss = objective, None
+        self._given = (loss if objective is None else objective, reduction, objective is None)
         self._adopt(freeze(data, max_examples, seed, batch_size))
         self.held_out: Subject | None = None
         if held_out is not None:
@@ -111,49 +110,30 @@ class Subject:
     def _adopt(self, data: Examples) -> None:
         """Take the examples, try model and loss on a few of them, and check every label, before anything else runs."""
         model = self._shell.module
-        self._feed = Feed(data, self.device, self.dtype, accepted_names(model)).here()
-        self._statistics: tuple[Any, dict[str, Tensor]] = (None, {})
-        batch = self._feed.first(self._micro if self.norm == "batch" else TRIED)
+        feed = Feed(data, self.device, self.dtype, accepted_names(model)).here()
+        batch = feed.first(self._micro_of(data) if self.norm == "batch" else TRIED)
+        given, reduction, is_loss = self._given
         with torch.no_grad():
-            if self._objective is None:
-                self._loss = self._fit_loss(model, batch)
-                self._feed = dataclasses.replace(self._feed, weigh=functools.partial(self._loss.weight, self._shape))
+            if is_loss:
+                own = twin(given, self._shell.convert) if isinstance(given, nn.Module) else given
+                self._criterion = of_loss(self._shell, own, reduction, batch)
             else:
-                self._reduction = self._objective_reduction(batch)
-        self.total_weight = sum(self._feed.weigh(targets, size) for targets, size in self._feed.targets())
-        if not self.total_weight > 0:
-            raise ValueError("the targets weigh nothing: every one is ignored (ignore_index) or its class weight is zero.")
+                self._criterion = of_objective(self._shell, given, reduction, batch)
+        shifted = isinstance(given, str) and compares_next_token(model, batch, self._criterion.shape)
+        self._feed = dataclasses.replace(feed, weigh=self._criterion.weigh, shifted=shifted)
+        self._statistics: tuple[Any, dict[str, Tensor]] = (None, {})
+        self.total_weight = self._check_targets()
 
-    def _fit_loss(self, model: nn.Module, batch: Batch) -> Loss:
-        if batch.targets is None:
-            raise ValueError("the batches hold no targets: pass (inputs, targets), or objective=f(model, batch).")
-        outputs = self._first_outputs(batch)
-        self._shape = outputs.shape
-        given, reduction = self._given
-        given = twin(given, self._shell.convert) if isinstance(given, nn.Module) else given
-        if isinstance(given, str) and compares_next_token(model, batch, outputs):
-            self._feed = dataclasses.replace(self._feed, shifted=True)
-        loss = self._shell.apply(loss_forms.make, given, reduction, outputs, batch.targets, batch.size)
-        for targets, _ in self._feed.targets():
-            loss.check_all(outputs, targets)
-        return loss
-
-    def _first_outputs(self, batch: Batch) -> Tensor:
-        try:
-            return self.batch_outputs({}, batch, {})
-        except (ValueError, RuntimeError, IndexError, KeyError, AttributeError) as problem:
-            if isinstance(problem, torch.OutOfMemoryError):
-                raise
-            raise ValueError(f"the model failed on the first batch ({describe_batch(batch)}): {problem}") from problem
-
-    def _objective_reduction(self, batch: Batch) -> Reduction:
-        def evaluate(times: int) -> Tensor:
-            raw = loss_forms.repeat(batch.raw, times, batch.size)
-            return self._shell.run(functools.partial(_objective, self._objective, raw))
-
-        name = getattr(self._objective, "__name__", "the objective")
-        first = evaluate(1)
-        return self._given[1] or loss_forms.by_shape(first, batch.size, name) or loss_forms.by_doubling(evaluate, name)
+    def _check_targets(self) -> float:
+        """Every label, and the sum of all weights."""
+        loss, total = self._criterion.loss, 0.0
+        for targets, size in self._feed.targets():
+            if loss is not None:
+                loss.check_all(self._criterion.shape, targets)
+            total += self._criterion.weigh(targets, size)
+        if not total > 0:
+            raise ValueError("the targets weigh nothing: every one is ignored (ignore_index), or its class weight is zero.")
+        return total
 
     def _beside(self, data: Examples) -> Subject:
         other = copy.copy(self)
@@ -187,9 +167,8 @@ class Subject:
     @property
     def classes(self) -> int | None:
         """The number of classes, for losses of class targets."""
-        if self._loss is None or self._loss.kind != "classes":
-            return None
-        return self._shape[1 if self._loss.class_first else -1]
+        loss = self._criterion.loss
+        return self._criterion.shape[1 if loss.class_first else -1] if loss and loss.kind == "classes" else None
 
     @property
     def module(self) -> nn.Module:
@@ -229,6 +208,17 @@ class Subject:
         other.held_out = None if self.held_out is None else self.held_out._on(shell)
         return other
 
+    def excerpt(self, examples: int, dtype: torch.dtype | None = None) -> Subject:
+        """The same function of the first ``examples`` only, in a precision of its own: for checks at little cost."""
+        other = copy.copy(self)
+        for cached in ("_fixed_digest", "_default_chunk", "_bytes_each"):
+            other.__dict__.pop(cached, None)
+        other.dtype, other._digests, other._plan = dtype or self.dtype, TensorDigests(), Plan()
+        other._shell = Shell(self._shell.module, self.norm, other.dtype, self.device, self.seed)
+        other.held_out = None
+        other._adopt(self._feed.data.some(examples))
+        return other
+
     def version(self) -> tuple[Any, ...]:
         """Changes when any weight or buffer is written; see :meth:`Shell.version` for what is noticed, and its cost."""
         return self._shell.version()
@@ -250,8 +240,8 @@ class Subject:
         return {
             "model": self._title,
             "size": self.size,
-            "loss": self._loss.name if self._loss else getattr(self._objective, "__name__", "objective"),
-            "reduction": self._loss.reduction if self._loss else self._reduction,
+            "loss": self._criterion.name,
+            "reduction": self._criterion.reduction,
             "norm": self.norm,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
@@ -296,18 +286,13 @@ class Subject:
         return {name: value for name, value in found.items() if name.startswith(tuple(metrics))}
 
     def _sums(self, params: Params | None, decide: bool) -> Sums:
-        sums, buffers, point = Sums(), self._statistics_at(params), params or {}
+        sums, buffers, loss = Sums(), self._statistics_at(params), self._criterion.loss
         with torch.no_grad(), precise(self.device):
             for batch in self.batches():
-                if self._loss is None:
-                    sums.add(self._objective_totals(point, batch, buffers), batch.weight if self._reduction != "none" else 1.0)
-                    continue
-                outputs = self.batch_outputs(point, batch, buffers)
-                each = self._loss.each
-                pair = self._shell.apply(each, outputs, batch.targets) if each else None
-                sums.add(*(pair or (self.output_loss(outputs, batch), batch.weight)))
-                if decide:
-                    sums.decide(self._loss, outputs, batch.targets)
+                totals, weights, outputs = self._criterion.score(self._shell, params or {}, batch, buffers)
+                sums.add(totals, weights)
+                if decide and loss is not None and outputs is not None:
+                    sums.decide(loss, outputs, batch.targets)
         return sums
 
     def gradient(self, params: Params | None = None) -> dict[str, Tensor]:
@@ -349,27 +334,15 @@ class Subject:
 
         ``buffers`` replaces named buffers; None: as the policy has them at the subject's own point.
         """
-        if self._objective is not None:
-            raise ValueError("a subject made with objective= has no outputs; pass loss=f(outputs, targets) instead.")
-        buffers = self._statistics_at(None) if buffers is None else buffers
-        return self._shell.run(lambda model: tensor_of(model(*batch.args, **batch.kwargs)), params, buffers)
+        return self._criterion.outputs(self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers)
 
     def output_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """A batch's contribution to the loss, Σ ℓ, as a function of its outputs."""
-        if self._loss is None:
-            raise ValueError("a subject made with objective= has no outputs; pass loss=f(outputs, targets) instead.")
-        return self._shell.apply(self._loss.total, outputs, batch.targets, batch.size)
+        return self._criterion.output_loss(self._shell, outputs, batch)
 
     def batch_loss(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
         """A batch's contribution, so that L = Σ_batches batch_loss / total_weight; a scalar, differentiable at any order."""
-        if self._objective is None:
-            return self.output_loss(self.batch_outputs(params, batch, buffers), batch)
-        return self._objective_totals(params, batch, buffers).sum()
-
-    def _objective_totals(self, params: Params, batch: Batch, buffers: Params | None) -> Tensor:
-        buffers = self._statistics_at(None) if buffers is None else buffers
-        found = self._shell.run(functools.partial(_objective, self._objective, batch.raw), params, buffers)
-        return objective_totals(found, self._reduction, batch.size)
+        return self._criterion.total(self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers)
 
     def recomputed(self, params: Params | None = None) -> dict[str, Tensor]:
         """Running statistics of every normalisation layer, estimated anew at ``params``: one pass, cumulative averages.
@@ -379,8 +352,7 @@ class Subject:
         statistics = self._shell.running_statistics()
         with torch.no_grad():
             for batch in self._feed.batches(self._micro, join=True) if statistics else ():
-                function = functools.partial(_forward, self._objective, batch)
-                self._shell.run(function, params, recompute=statistics)
+                self._criterion.forward(self._shell, params or {}, batch, statistics)
         return statistics
 
     def _statistics_at(self, params: Params | None) -> dict[str, Tensor]:
@@ -407,7 +379,9 @@ class Subject:
     @property
     def _micro(self) -> int:
         """Examples in a batch whose statistics are taken together."""
-        data = self._feed.data
+        return self._micro_of(self._feed.data)
+
+    def _micro_of(self, data: Examples) -> int:
         return self.batch_size or data.batch_size or min(data.size, CHUNK)
 
     @functools.cached_property
@@ -421,7 +395,7 @@ class Subject:
     @functools.cached_property
     def _bytes_each(self) -> float:
         batch = self._feed.first(min(TRIED, self._micro))
-        point = {name: p.requires_grad_() for name, p in self._shell.tensors().items() if p.is_floating_point()}
+        point = {name: p.requires_grad_() for name, p in self.params.items()}
         outside = {t.untyped_storage().data_ptr() for t in (*point.values(), *leaves(batch.raw))}
         return saved_bytes(lambda: self.batch_loss(point, batch, {}), outside) / batch.size
 
@@ -432,14 +406,6 @@ class Subject:
     def available_memory(self) -> int:
         """Bytes that are free on the subject's device."""
         return available_memory(self.device)
-
-
-def _objective(objective: Any, raw: Any, model: nn.Module) -> Any:
-    return objective(model, raw)
-
-
-def _forward(objective: Any, batch: Batch, model: nn.Module) -> Any:
-    return objective(model, batch.raw) if objective is not None else model(*batch.args, **batch.kwargs)
 
 
 def _check_finite(loss: float, params: Params | None) -> None:

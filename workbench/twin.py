@@ -84,7 +84,7 @@ class _Mirror:
 
     def _attribute(self, name: str, value: Any) -> Any:
         if name in _HOOKS:
-            return type(value)((key, hook) for key, hook in value.items() if _is_torchs(hook, value))
+            return type(value)((key, hook) for key, hook in value.items() if is_torchs(hook))
         if name == "_compiled_call_impl":
             return None
         return self(value)
@@ -154,7 +154,8 @@ def _nothing() -> None:
     pass
 
 
-def _is_torchs(hook: Any, hooks: Any) -> bool:
+def is_torchs(hook: Any) -> bool:
+    """Whether a hook belongs to ``torch.nn.utils`` and computes a weight, so that the function needs it."""
     maker = hook if isinstance(hook, (types.FunctionType, types.MethodType)) else type(hook)
     return str(getattr(maker, "__module__", "")).startswith("torch.nn.utils")
 
