@@ -12,43 +12,21 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
+from workbench.board import Board, JobState, words_of
 from workbench.probe import Probe, Reading, drive
 from workbench.store import Store
 
-Status = Literal["idle", "queued", "running", "done", "cancelled", "failed"]
 PATIENCE = 1.0
 """Seconds for which a front end that has not acknowledged the last reading can hold back the next one."""
 CHEAP = 16 * 2**20
 """Bytes up to which an unfinished reading is kept."""
 
 
-@dataclass(frozen=True)
-class JobState:
-    """Where a job stands: its status, how far (0 to 1), seconds gone and to go, and words for a status line.
-
-    ``remaining`` is None while nothing is known. ``from_store`` says that the answer was measured before. ``cost`` is
-    the probe's estimate in words. ``message`` holds what went wrong, also in a callback, or how the run ended early.
-    """
-
-    status: Status = "idle"
-    done: float = 0.0
-    elapsed: float = 0.0
-    remaining: float | None = None
-    message: str = ""
-    from_store: bool = False
-    cost: str = ""
-
-    @property
-    def busy(self) -> bool:
-        """Whether an answer is still to come."""
-        return self.status in ("queued", "running")
-
-
 @dataclass(frozen=True, eq=False)
 class _Request:
     """One submit: what to run on what, its place in the order, and when it is due."""
 
-    job: Job
+    serve: Callable[[_Request], None]
     number: int
     probe: Probe[Any]
     subject: Any
@@ -106,17 +84,16 @@ class Job:
         debounce: float = 0.15,
         ready: Callable[[], bool] | None = None,
     ) -> None:
-        self.subject, self.on_reading, self.on_state, self.ready = subject, on_reading, on_state, ready
-        self.store = Store() if store is None else store
+        self.subject, self.on_reading, self.ready = subject, on_reading, ready
+        self.store = Store() if store is None else store or None
         self.interval, self.debounce = interval, debounce
         self._inbox = _Inbox()
         self._changed = self._inbox.changed
-        self._state, self._told, self._telling = JobState(), JobState(), False
+        self._board = Board(self._changed, on_state)
         self._number, self._began, self._submitted = 0, 0.0, float("-inf")
         self._serving, self._worker = False, None
         self._latest: Reading | None = None
         self._problem: BaseException | None = None
-        self._trouble = ""
         self._opened: tuple[Any, Any] = (None, None)
         self._delivered = float("-inf")
         self._seconds: float | None = None
@@ -124,9 +101,7 @@ class Job:
 
     # --- what a front end calls -----------------------------------------------------------------------------------
 
-    def submit(
-        self, probe: Probe[Any], seed: int = 0, seconds: float | None = None, subject: Any = None
-    ) -> None:
+    def submit(self, probe: Probe[Any], seed: int = 0, seconds: float | None = None, subject: Any = None) -> None:
         """Ask for a probe and return at once. Whatever runs or waits is given up for it.
 
         Args:
@@ -146,11 +121,11 @@ class Job:
             self._submitted = now
             self.subject = self.subject if subject is None else subject
             self._supersede(JobState("queued"))
-            self._inbox.request = _Request(self, self._number, probe, self.subject, seed, seconds, due)
+            self._inbox.request = _Request(self._serve, self._number, probe, self.subject, seed, seconds, due)
             self._latest = self._problem = None
             self._start_worker()
             self._changed.notify_all()
-        self._tell()
+        self._board.tell()
 
     def cancel(self) -> None:
         """Give up what runs or waits; what was reached stays in ``latest``. Nothing happens when nothing runs."""
@@ -160,7 +135,7 @@ class Job:
             self._inbox.request = None
             self._supersede(replace(self.state, status="cancelled", remaining=None, message="cancelled"))
             self._changed.notify_all()
-        self._tell()
+        self._board.tell()
 
     def wait(self, timeout: float | None = None) -> Reading:
         """Block until the latest submit is answered and return its last reading; of a cancelled run, the best so far.
@@ -172,7 +147,9 @@ class Job:
             Exception: whatever the probe raised.
         """
         if threading.current_thread() is self._worker:
-            raise RuntimeError("job.wait() was called in the job's own worker (by a callback), where it would never end.")
+            raise RuntimeError(
+                "job.wait() was called by a callback, in the job's own worker, where it would never end."
+            )
         try:
             self._wait(None if timeout is None else time.monotonic() + timeout)
         except KeyboardInterrupt:
@@ -191,7 +168,9 @@ class Job:
             while self._state.busy or self._serving:
                 left = 0.5 if deadline is None else min(0.5, deadline - time.monotonic())  # wakes for signals
                 if left <= 0:
-                    raise TimeoutError(f"no answer yet ({self._state.done:.0%} done); the probe goes on. cancel() stops it.")
+                    raise TimeoutError(
+                        f"no answer yet ({self._state.done:.0%} done); the probe goes on until cancel()."
+                    )
                 self._changed.wait(left)
 
     @property
@@ -211,9 +190,13 @@ class Job:
         self._inbox.close()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join(timeout)
-        self.subject, self._opened, self.on_reading, self.on_state = None, (None, None), None, None
+        self.subject, self._opened, self.on_reading, self._board.listener = None, (None, None), None, None
         if self._problem is not None:
             _let_go(self._problem)
+
+    @property
+    def _state(self) -> JobState:
+        return self._board.state
 
     def __enter__(self) -> Job:
         return self
@@ -229,7 +212,7 @@ class Job:
     def _supersede(self, state: JobState) -> None:
         """The next number makes whatever runs out of date; holds the lock."""
         self._number += 1
-        self._state, self._trouble = state, ""
+        self._board.start_over(state)
 
     def _start_worker(self) -> None:
         if self._worker is None:
@@ -247,41 +230,9 @@ class Job:
         with self._changed:
             current = number == self._number
             if current:
-                self._state = replace(state, message=" ".join(filter(None, (state.message, self._trouble))))
-                self._changed.notify_all()
-        self._tell()
+                self._board.put(state)
+        self._board.tell()
         return current
-
-    def _tell(self) -> None:
-        """Hand the newest state to ``on_state``. Whoever is telling goes round again, so that order is kept."""
-        with self._changed:
-            if self._telling:
-                return
-            self._telling = True
-        try:
-            while (state := self._untold()) is not None:
-                self._call("on_state", self.on_state, state)
-        finally:
-            self._telling = False  # also after a KeyboardInterrupt in the callback
-
-    def _untold(self) -> JobState | None:
-        with self._changed:
-            state, self._told = self._state if self._state is not self._told else None, self._state
-            self._telling = state is not None
-            return state
-
-    def _call(self, name: str, callback: Callable[[Any], None] | None, value: Any) -> None:
-        """A front end's bug must not stop the measurement: it is put into words instead."""
-        if callback is None:
-            return
-        try:
-            callback(value)
-        except Exception as problem:  # noqa: BLE001 - whatever it is, it is the callback's, and it is told
-            words = f"{name} raised {_words(problem)}"
-            with self._changed:
-                if words not in self._trouble:
-                    self._trouble = f"{self._trouble} {words}".strip()
-                    self._state = replace(self._state, message=f"{self._state.message} {words}".strip())
 
     # --- in the worker --------------------------------------------------------------------------------------------
 
@@ -303,13 +254,13 @@ class Job:
     def _fail(self, request: _Request, problem: BaseException) -> None:
         with self._changed:
             if request.number != self._number:
-                self._state = replace(self._state, message=f"{self._state.message} {_words(problem)}".strip())
+                self._board.put(replace(self._state, message=f"{self._state.message}: {words_of(problem)}"))
                 return
             self._problem = problem
-        self._enter(request.number, replace(self.state, status="failed", remaining=None, message=_words(problem)))
+        self._enter(request.number, replace(self.state, status="failed", remaining=None, message=words_of(problem)))
 
     def _answer(self, request: _Request) -> None:
-        is_open = not callable(request.subject) or self._opened[0] is request.subject
+        is_open = not _opens(request.subject) or self._opened[0] is request.subject
         if is_open and self._from_store(request, self._open(request)):
             return  # a slider that passes over seen settings waits for nothing
         with self._changed:
@@ -321,7 +272,7 @@ class Job:
             self._run(request, subject)
 
     def _open(self, request: _Request) -> Any:
-        if not callable(request.subject):
+        if not _opens(request.subject):
             return request.subject
         if self._opened[0] is not request.subject:
             self._opened = (None, None)
@@ -331,15 +282,15 @@ class Job:
     def _key(self, request: _Request, subject: Any) -> str | None:
         """None without a store, and where the probe cannot look at the subject, which the run will say best."""
         fits = getattr(subject, "kind", None) == request.probe.looks_at
-        return self.store.key(request.probe, subject, request.seed) if self.store and fits else None
+        return self.store.key(request.probe, subject, request.seed) if self.store is not None and fits else None
 
     def _from_store(self, request: _Request, subject: Any) -> bool:
         key = self._key(request, subject)
-        found = self.store.ask(request.probe, key) if self.store and key else None
+        found = self.store.ask(request.probe, key) if self.store is not None and key else None
         if found is None or not self._is_current(request):
             return False
         self._keep(request, found)
-        self._call("on_reading", self.on_reading, found)
+        self._board.call("on_reading", self.on_reading, found)
         return self._enter(request.number, JobState("done", 1.0, from_store=True))
 
     def _run(self, request: _Request, subject: Any) -> None:
@@ -347,7 +298,8 @@ class Job:
         self._began, self._delivered, self._seconds = time.monotonic(), float("-inf"), request.seconds
         if not self._enter(request.number, JobState("running", cost=_cost(request.probe, subject))):
             return
-        with closing(drive(request.probe, subject, seed=request.seed, seconds=request.seconds)) as readings:
+        stream: Any = drive(request.probe, subject, seed=request.seed, seconds=request.seconds)
+        with closing(stream) as readings:
             for last in readings:
                 if not self._take(request, last):
                     break
@@ -358,7 +310,7 @@ class Job:
         if not self._keep(request, reading):
             return False
         if reading.done < 1 and self._is_time():
-            self._call("on_reading", self.on_reading, reading)
+            self._board.call("on_reading", self.on_reading, reading)
             self._delivered = time.monotonic()
             return self._enter(request.number, self._timed())
         return True
@@ -368,7 +320,7 @@ class Job:
             if not self._is_current(request):
                 return False
             self._latest = reading
-            self._state = replace(self._state, done=reading.done)
+            self._board.state = replace(self._board.state, done=reading.done)
             return True
 
     def _is_time(self) -> bool:
@@ -379,7 +331,7 @@ class Job:
         if last is None:
             raise RuntimeError(f"{request.probe.name} yielded no reading; its stream must yield at least one.")
         if self._is_current(request):
-            self._call("on_reading", self.on_reading, last)
+            self._board.call("on_reading", self.on_reading, last)
             self._delivered = time.monotonic()
         unsaved = self._save(request, last)
         early = "" if last.done == 1 else f"stopped by the time budget at {last.done:.0%}."
@@ -389,7 +341,7 @@ class Job:
     def _save(self, request: _Request, last: Reading) -> str:
         """Keep what is finished, and what was cut short on purpose if that is cheap; says what went wrong."""
         superseded = self._state.busy and not self._is_current(request)
-        if not self.store or (last.done < 1 and (superseded or last.data.nbytes > CHEAP)):
+        if self.store is None or (last.done < 1 and (superseded or last.data.nbytes > CHEAP)):
             return ""
         try:
             self.store.save(last)  # under the key of what was measured, should the model have moved since it was asked
@@ -400,16 +352,17 @@ class Job:
 
 def _work(inbox: _Inbox) -> None:
     while (request := inbox.take()) is not None:
-        request.job._serve(request)
+        request.serve(request)
         del request  # while it sleeps, the worker holds neither job nor subject
+
+
+def _opens(subject: Any) -> bool:
+    """Whether this is a function that opens what is looked at, rather than that itself."""
+    return callable(subject) and not hasattr(subject, "kind")
 
 
 def _cost(probe: Probe[Any], subject: Any) -> str:
     return probe.estimate(subject).words if getattr(subject, "kind", None) == probe.looks_at else ""
-
-
-def _words(problem: BaseException) -> str:
-    return f"{type(problem).__name__}: {problem}" if str(problem) else type(problem).__name__
 
 
 def _let_go(problem: BaseException | None) -> None:

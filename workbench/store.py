@@ -8,58 +8,36 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fnmatch
 import hashlib
 import json
 import os
 import shutil
 import sqlite3
+import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from workbench import schema
-from workbench.probe import Probe, Reading, drive
+from workbench.index import Entry, Index, opened, stamp
+from workbench.probe import Probe, Reading
 from workbench.provenance import versions
 
-T = TypeVar("T")
 FINISHED, PARTIAL, DAMAGED, HALF = ".nc", ".partial", ".damaged", ".tmp"
 CAP = 2 * 2**30
 """Bytes that a store may take by default."""
 _STALE = 3600.0  # seconds after which a temporary file has certainly lost its writer
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
-_INDEX = "index.sqlite"
-_COLUMNS = ("name", "stamp", "key", "probe", "settings", "done", "created", "bytes", "seed", "fingerprint", "label")
+_RECENT, _SMALL = 64, 2**20  # readings kept in memory, and the bytes that each may have
 
 
 class StoreWarning(UserWarning):
     """A stored file was damaged, or a reading could not be stored; the work itself goes on."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a store's index: which probe with which settings on what, how far, when, how large, and where."""
-
-    key: str
-    probe: str
-    settings: Mapping[str, Any]
-    done: float
-    created: str
-    bytes: int
-    path: Path
-    seed: int = 0
-    fingerprint: str = ""
-    label: str = ""
-
-    def load(self) -> Reading:
-        """The reading itself. ``FileNotFoundError`` when it was pruned meanwhile, ``ValueError`` when it is damaged."""
-        return _opened(self.path.read_bytes(), self.path)
 
 
 def key_of(probe: Probe[Any], facts: Mapping[str, Any]) -> str:
@@ -99,6 +77,9 @@ class Store:
     def __init__(self, path: str | Path | None = None, cap: int = CAP) -> None:
         self.path = Path(path).expanduser() if path is not None else _default_folder()
         self.cap = cap
+        self._index = Index(self.path)
+        self._recent: OrderedDict[Path, tuple[str, Reading]] = OrderedDict()
+        self._lock = threading.Lock()
 
     @classmethod
     def beside(cls, run_folder: str | Path) -> Store:
@@ -119,7 +100,7 @@ class Store:
     # --- asking and keeping ---------------------------------------------------------------------------------------
 
     def get(self, key: str) -> Reading | None:
-        """The finished reading under ``key``; None when there is none, or when its file is damaged (said, set aside)."""
+        """The finished reading under ``key``; None without one, or when its file is damaged (said, set aside)."""
         found = self._read(self._file(key, FINISHED))
         return found if found is not None and found.done == 1 else None
 
@@ -132,19 +113,13 @@ class Store:
         """What an unfinished run under ``key`` had reached: to be shown or taken further, never an answer."""
         return self._read(self._file(key, PARTIAL))
 
-    def get_or_run(
-        self, probe: Probe[Any], subject: Any, seed: int = 0, seconds: float | None = None
-    ) -> Reading:
+    def get_or_run(self, probe: Probe[Any], subject: Any, seed: int = 0, seconds: float | None = None) -> Reading:
         """The stored answer, else measure and keep it. Arguments and errors as in ``Probe.run``."""
         key = self.key(probe, subject, seed)
         found = self.ask(probe, key)
         if found is not None:
             return found
-        last = None
-        for last in drive(probe, subject, seed=seed, seconds=seconds):
-            pass
-        if last is None:
-            raise RuntimeError(f"{probe.name} yielded no reading; its stream must yield at least one.")
+        last = probe.run(subject, seed=seed, seconds=seconds)
         try:
             self.save(last)  # under the key of what was measured, should the model have moved since it was asked
         except OSError as problem:  # hours of work are not thrown away because a disk is full
@@ -169,7 +144,8 @@ class Store:
             return key
         self._write(target, reading.to_bytes())
         with suppress(sqlite3.Error, OSError):  # the file is safe; the index catches up at the next look
-            self._with_index(lambda db: _note(db, target, _held(reading)))
+            self._index.note(target, reading)
+        self._remember(target, reading)
         if target == finished:
             self._file(key, PARTIAL).unlink(missing_ok=True)
         self._trim(self.cap, keep=target)
@@ -192,9 +168,11 @@ class Store:
             seed: of the reading.
             partial: list unfinished readings instead of finished ones.
         """
-        name = probe.__name__ if isinstance(probe, type) else probe
         wanted = [e for e in self._entries() if (e.done < 1) == partial and (seed is None or e.seed == seed)]
-        return [e for e in wanted if _is_by(e, name) and _is_on(e, subject)]
+        return [e for e in wanted if e.is_by(probe) and e.is_on(subject)]
+
+    def _entries(self) -> list[Entry]:
+        return self._index.entries(self._files(), self._set_aside) if self.path.is_dir() else []
 
     def load(self, key: str) -> Reading:
         """The finished reading under a key or the unambiguous start of one; ``FileNotFoundError`` otherwise."""
@@ -215,6 +193,9 @@ class Store:
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(f.name.removesuffix(FINISHED) for f in self._files() if f.name.endswith(FINISHED)))
 
+    def __bool__(self) -> bool:
+        return True  # an empty store is a store: ``store or Store()`` must not pass it by
+
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
@@ -226,7 +207,8 @@ class Store:
         if len(fits) == 1 or prefix in fits:
             return prefix if prefix in fits else fits[0]
         if fits:
-            raise KeyError(f"{len(fits)} readings in {self.path} begin with {prefix!r}: {', '.join(fits[:4])}; say more.")
+            listed = ", ".join(fits[:4])
+            raise KeyError(f"{len(fits)} readings in {self.path} begin with {prefix!r}: {listed}; say more of it.")
         raise KeyError(
             f"no finished reading in {self.path} has a key that begins with {prefix!r}; store.find() lists the "
             f"{len(self)} that are there."
@@ -236,7 +218,7 @@ class Store:
 
     def rebuild(self) -> int:
         """Make the index again from the files, setting damaged ones aside. Returns how many are listed."""
-        self._drop_index()
+        self._index.drop()
         return len(self._entries())
 
     def prune(self, bytes: int | None = None, older: float | timedelta | None = None) -> int:  # noqa: A002
@@ -286,7 +268,7 @@ class Store:
 
     def _read(self, file: Path) -> Reading | None:
         try:
-            reading = _opened(file.read_bytes(), file)
+            reading = self._opened(file)
         except FileNotFoundError:
             return None
         except ValueError as problem:
@@ -296,10 +278,27 @@ class Store:
             os.utime(file)
         return reading
 
+    def _opened(self, file: Path) -> Reading:
+        """From memory where the file is still the one read before: opening netCDF costs tens of milliseconds."""
+        with self._lock:
+            known, reading = self._recent.get(file, ("", None))
+        if reading is None or known != stamp(file):
+            reading = opened(file)
+            self._remember(file, reading)
+        return dataclasses.replace(reading, data=reading.data.copy())  # the arrays stay shared; they are read-only
+
+    def _remember(self, file: Path, reading: Reading) -> None:
+        with self._lock:
+            self._recent.pop(file, None)
+            if reading.data.nbytes <= _SMALL:
+                self._recent[file] = stamp(file), reading
+            while len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
+
     def _set_aside(self, file: Path, problem: Exception) -> None:
         with suppress(OSError):
             os.replace(file, f"{file}{DAMAGED}")
-        warnings.warn(f"{problem} It was set aside and will be measured again.", StoreWarning, stacklevel=4)
+        warnings.warn(f"{problem} It was set aside and will be measured again.", StoreWarning, stacklevel=2)
 
     def _write(self, target: Path, content: bytes) -> None:
         """Atomic: a reader sees the old file or the new one; a crash leaves a temporary file that is never read."""
@@ -316,48 +315,6 @@ class Store:
                 half.unlink(missing_ok=True)
             raise _no_room(self.path, len(content), problem) from problem
 
-    # --- index ----------------------------------------------------------------------------------------------------
-
-    def _entries(self) -> list[Entry]:
-        if not self.path.is_dir():
-            return []
-        rows = self._with_index(self._synchronised)
-        return [Entry(path=self.path / name, settings=json.loads(settings), **rest) for name, settings, rest in rows]
-
-    def _synchronised(self, db: sqlite3.Connection) -> list[tuple[str, str, dict[str, Any]]]:
-        """All rows, after those of vanished files went and new files were listed."""
-        there = {f.name: f for f in self._files()}
-        known = dict(db.execute("SELECT name, stamp FROM readings"))
-        db.executemany("DELETE FROM readings WHERE name = ?", [(n,) for n in known.keys() - there.keys()])
-        for name in there:
-            if known.get(name) != _stamp(there[name]):
-                self._list(db, there[name])
-        query = f"SELECT {', '.join(_COLUMNS)} FROM readings ORDER BY created DESC, name"
-        rows = [dict(zip(_COLUMNS, row, strict=True)) for row in db.execute(query)]
-        return [(r.pop("name"), r.pop("settings"), {k: v for k, v in r.items() if k != "stamp"}) for r in rows]
-
-    def _list(self, db: sqlite3.Connection, file: Path) -> None:
-        try:
-            _note(db, file, _held_in(file))
-        except FileNotFoundError:  # pruned by another process meanwhile
-            return
-        except _UNREADABLE as problem:
-            self._set_aside(file, ValueError(f"The stored reading {file.name} is damaged ({problem})."))
-
-    def _with_index(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """``work`` in one transaction; a damaged index is made anew, a folder that is read-only gets one in memory."""
-        try:
-            return _transaction(self.path / _INDEX, work)
-        except sqlite3.OperationalError:
-            return _transaction(":memory:", work)
-        except sqlite3.DatabaseError:
-            self._drop_index()
-            return _transaction(self.path / _INDEX, work)
-
-    def _drop_index(self) -> None:
-        for ending in ("", "-wal", "-shm"):
-            (self.path / f"{_INDEX}{ending}").unlink(missing_ok=True)
-
 
 def _default_folder() -> Path:
     if os.environ.get("WORKBENCH_STORE"):
@@ -365,13 +322,6 @@ def _default_folder() -> Path:
     import platformdirs
 
     return platformdirs.user_cache_path("workbench", appauthor=False) / "readings"
-
-
-def _opened(content: bytes, file: Path) -> Reading:
-    try:
-        return Reading.from_bytes(content)
-    except _UNREADABLE as problem:
-        raise ValueError(f"The stored reading {file.name} is damaged ({problem}).") from problem
 
 
 def _key_inside(reading: Reading) -> str:
@@ -398,57 +348,3 @@ def _stat(file: Path) -> os.stat_result | None:
         return file.stat()
     except OSError:
         return None
-
-
-def _stamp(file: Path) -> str:
-    found = _stat(file)
-    return f"{found.st_ino}:{found.st_size}" if found else ""
-
-
-def _held(reading: Reading) -> dict[str, Any]:
-    return json.loads(reading.to_dataset().attrs["workbench_reading"])
-
-
-def _held_in(file: Path) -> dict[str, Any]:
-    """What a file says about its reading, without its arrays and without importing its probe."""
-    import h5py
-
-    with h5py.File(file, "r") as opened:
-        return json.loads(opened.attrs["workbench_reading"])
-
-
-def _transaction(place: str | Path, work: Callable[[sqlite3.Connection], T]) -> T:
-    with closing(sqlite3.connect(place, timeout=30.0)) as db:
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'readings'").fetchone():
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute(f"CREATE TABLE IF NOT EXISTS readings ({', '.join(_COLUMNS)}, PRIMARY KEY (name))")
-        with db:
-            return work(db)
-
-
-def _note(db: sqlite3.Connection, file: Path, held: Mapping[str, Any]) -> None:
-    made = held["provenance"]
-    on = made.get("subject", {})
-    row = {
-        "name": file.name,
-        "stamp": _stamp(file),
-        "key": file.name.partition(".")[0],
-        "probe": held["probe"].rpartition(":")[2],
-        "settings": json.dumps(held["settings"]),
-        "done": held["done"],
-        "created": made.get("created", ""),
-        "bytes": file.stat().st_size,
-        "seed": made.get("seed", 0),
-        "fingerprint": made.get("fingerprint", ""),
-        "label": str(on.get("label") or on.get("model") or ""),
-    }
-    marks = ", ".join("?" for _ in _COLUMNS)
-    db.execute(f"INSERT OR REPLACE INTO readings VALUES ({marks})", [row[c] for c in _COLUMNS])
-
-
-def _is_by(entry: Entry, probe: str | None) -> bool:
-    return probe is None or entry.probe == probe.rpartition(":")[2]
-
-
-def _is_on(entry: Entry, pattern: str | None) -> bool:
-    return pattern is None or any(fnmatch.fnmatchcase(text, pattern) for text in (entry.label, entry.fingerprint))
