@@ -40,11 +40,11 @@ __all__ = [
 _HOME = {
     "Along": "workbench.dynamics.along",
     "Job": "workbench.job",
-    "Pair": "workbench.subject",
+    "Pair": "workbench.several",
     "Probe": "workbench.probe",
     "Reading": "workbench.probe",
     "Recorder": "workbench.dynamics.recorder",
-    "Runs": "workbench.subject",
+    "Runs": "workbench.several",
     "Store": "workbench.store",
     "Subject": "workbench.subject",
     "Trajectory": "workbench.trajectory",
@@ -63,7 +63,8 @@ if TYPE_CHECKING:
     from workbench.job import Job
     from workbench.probe import Probe, Reading
     from workbench.store import Store
-    from workbench.subject import Pair, Runs, Subject
+    from workbench.several import Pair, Runs
+    from workbench.subject import Subject
     from workbench.trajectory import Trajectory
     from workbench.ui.app import app
     from workbench.ui.bench import explore

@@ -65,15 +65,14 @@ class Criterion:
 
     def forward(self, shell: Shell, params: Params, batch: Batch, statistics: Params) -> None:
         """Run the model on a batch only to update its running statistics."""
-        function = functools.partial(_objective, self.objective, batch.raw) if self.objective else functools.partial(_any, batch)
-        shell.run(function, params, recompute=statistics)
+        shell.run(functools.partial(_any, self.objective, batch), params, recompute=statistics)
 
     def weigh(self, targets: Any, size: int) -> float:
         """A batch's share of the loss's denominator."""
         return self.loss.weight(self.shape, targets, size) if self.loss else float(size)
 
     def _objective_totals(self, shell: Shell, params: Params, batch: Batch, buffers: Params) -> Tensor:
-        found = shell.run(functools.partial(_objective, self.objective, batch.raw), params, buffers)
+        found = shell.run(functools.partial(_any, self.objective, batch), params, buffers)
         return _totals(found, self.reduction, batch.size)
 
 
@@ -122,8 +121,8 @@ def _objective(objective: Objective, raw: Any, model: nn.Module) -> Tensor:
     return objective(model, raw)
 
 
-def _any(batch: Batch, model: nn.Module) -> Any:
-    return model(*batch.args, **batch.kwargs)
+def _any(objective: Objective | None, batch: Batch, model: nn.Module) -> Any:
+    return objective(model, batch.raw) if objective else model(*batch.args, **batch.kwargs)
 
 
 def tensor_of(found: Any) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -295,7 +295,11 @@ def plain(tree: Any) -> Any:
         return tuple(plain(v) for v in cast("tuple[Any, ...]", tree))
     if isinstance(tree, list):
         items = cast("list[Any]", tree)
-        return tuple(map(plain, items)) if any(isinstance(v, (Tensor, np.ndarray, Mapping)) for v in items) else list(items)
+        return (
+            tuple(map(plain, items))
+            if any(isinstance(v, (Tensor, np.ndarray, Mapping)) for v in items)
+            else list(items)
+        )
     return tree
 
 
@@ -327,7 +331,9 @@ def rows(batch: Any) -> int:
     for leaf in leaves(batch):
         if leaf.ndim:
             return len(leaf)
-    raise TypeError(f"a batch must hold tensors with examples along dimension 0; got {type(batch).__name__} without any.")
+    raise TypeError(
+        f"a batch must hold tensors with examples along dimension 0; got {type(batch).__name__} without any."
+    )
 
 
 def take(tree: Any, index: Any, n: int) -> Any:
@@ -348,20 +354,21 @@ def take(tree: Any, index: Any, n: int) -> Any:
 def split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Positional inputs, keyword inputs and targets of a batch; targets are None where it has none."""
     if isinstance(batch, Mapping):
-        fields = dict(cast("Mapping[str, Any]", batch))
-        key = next((k for k in TARGET_NAMES if k in fields), None)
-        targets = fields.pop(key) if key else None
-        return (), fields, targets
+        named = dict(cast("Mapping[str, Any]", batch))
+        key = next((k for k in TARGET_NAMES if k in named), None)
+        targets = named.pop(key) if key else None
+        return (), named, targets
     if isinstance(batch, tuple):
-        *inputs, targets = cast("tuple[Any, ...]", batch) if len(batch) > 1 else (batch[0], None)
+        fields = cast("tuple[Any, ...]", batch)
+        inputs, targets = (fields[:-1], fields[-1]) if len(fields) > 1 else (fields, None)
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             return (), dict(cast("Mapping[str, Any]", inputs[0])), targets
-        return tuple(inputs), {}, targets
+        return inputs, {}, targets
     return (batch,), {}, None
 
 
 @contextmanager
-def quiet_random_state(seed: int, data: Any = None) -> Iterator[None]:
+def quiet_random_state(seed: int, data: Any = None) -> Generator[None]:
     """Seed torch's, NumPy's and Python's global generators for the reading of data, and put them back in any case.
 
     The generators of a loader and of its sampler are put back as well. Other threads see the seeds meanwhile.

@@ -83,8 +83,9 @@ def compares_next_token(model: nn.Module, batch: Batch, shape: torch.Size) -> bo
     kind = str(getattr(model, "loss_type", "") or type(model).__name__)
     causal = kind.endswith(("ForCausalLM", "LMHeadModel")) and hasattr(model, "config")
     ids = batch.kwargs.get("input_ids")
-    fits = isinstance(batch.targets, Tensor) and isinstance(ids, Tensor) and batch.targets.shape == ids.shape
-    return causal and fits and shape[:-1] == ids.shape
+    if not (causal and isinstance(batch.targets, Tensor) and isinstance(ids, Tensor)):
+        return False
+    return batch.targets.shape == ids.shape == shape[:-1]
 
 
 def describe(batch: Batch) -> str:

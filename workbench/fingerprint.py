@@ -57,7 +57,8 @@ def _add_all(state: Any, parts: Iterable[Any], depth: int) -> None:
 def _tensor(state: Any, tensor: Tensor) -> None:
     state.update(f"tensor:{tensor.dtype}:{tuple(tensor.shape)};".encode())
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    state.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    if flat.numel():
+        state.update(cast("Any", flat.view(torch.uint8).numpy()))
 
 
 def _state(module: nn.Module) -> dict[str, Any]:

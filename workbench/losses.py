@@ -139,7 +139,10 @@ class ClassScore:
         """The loss of every position (n·positions,), or its sum."""
         scores, labels = class_last(outputs, targets, self.class_first)
         flat = scores.reshape(-1, scores.shape[-1])
-        words: dict[str, Any] = {"weight": None if self.weight is None else self.weight.to(flat), "reduction": reduction}
+        words: dict[str, Any] = {
+            "weight": None if self.weight is None else self.weight.to(flat),
+            "reduction": reduction,
+        }
         if labels.is_floating_point():
             return self.score(flat, labels.reshape(flat.shape).to(flat.dtype), **words)
         return self.score(flat, labels.reshape(-1).long(), ignore_index=self.ignore_index, **words)
@@ -190,7 +193,9 @@ def as_values(outputs: Tensor, targets: Any, name: str) -> Tensor:
     if isinstance(targets, Tensor) and targets.ndim:
         if targets.shape == outputs.shape:
             return targets.to(outputs.dtype)
-        if [d for d in targets.shape[1:] if d > 1] == [d for d in outputs.shape[1:] if d > 1] and len(targets) == len(outputs):
+        if [d for d in targets.shape[1:] if d > 1] == [d for d in outputs.shape[1:] if d > 1] and len(targets) == len(
+            outputs
+        ):
             return targets.reshape(outputs.shape).to(outputs.dtype)
         if not targets.is_floating_point() and targets.shape == outputs.shape[:-1]:
             _check_range(targets, outputs.shape[-1], -100)
@@ -222,7 +227,9 @@ class ValueScore:
         return float(targets.numel() * (shape[-1] if hot else 1) if self.by_element else size)
 
 
-def value_loss(name: str, form: Callable[[Tensor, Tensor], Tensor], reduction: Reduction, kind: Kind = "values") -> Loss:
+def value_loss(
+    name: str, form: Callable[[Tensor, Tensor], Tensor], reduction: Reduction, kind: Kind = "values"
+) -> Loss:
     """The :class:`Loss` of a :class:`ValueScore`; over elements only where the loss itself averages."""
     score = ValueScore(name, form, by_element=reduction == "mean" and name != "half_mse")
     return Loss(name, reduction, score.total, score.share, score.each, kind)
@@ -264,7 +271,9 @@ def named(name: str, reduction: Reduction = "mean") -> Loss:
         return value_loss(name, _binary, reduction, "binary")
     forms = {"half_mse": _half_square, "mse": _square, "l1": _absolute}
     if name not in forms:
-        raise ValueError(f"there is no loss called {name!r}; there are {', '.join(NAMES)}; or pass f(outputs, targets).")
+        raise ValueError(
+            f"there is no loss called {name!r}; there are {', '.join(NAMES)}; or pass f(outputs, targets)."
+        )
     return value_loss(name, forms[name], reduction)
 
 

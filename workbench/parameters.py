@@ -20,12 +20,14 @@ def check_model(module: nn.Module) -> None:
         TypeError: not a module, or parameters that do not exist yet. ValueError: split over devices, on the meta device,
         sharded, complex, or without floating-point parameters.
     """
-    if not isinstance(module, nn.Module):
+    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model must be a torch.nn.Module; got {type(module).__name__}.")
     named = dict(module.named_parameters())
     for name, p in named.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
-            raise TypeError(f"{name} has no shape yet (a lazy module): run the model once on a batch, then make the Subject.")
+            raise TypeError(
+                f"{name} has no shape yet (a lazy module): run the model once on a batch, then make the Subject."
+            )
         if hasattr(p, "placements"):
             raise ValueError(f"{name} is sharded over processes; gather the full model on one device first.")
         if p.is_complex():
@@ -53,11 +55,16 @@ def working_dtype(tensors: Iterable[Tensor], wanted: torch.dtype | None) -> tupl
     names = " and ".join(sorted(_short(d) for d in found))
     if wanted is not None:
         if not wanted.is_floating_point or wanted in HALVES:
-            raise ValueError(f"dtype must be torch.float32 or torch.float64 (half precision hides curvature); got {wanted}.")
+            raise ValueError(
+                f"dtype must be torch.float32 or torch.float64 (half precision hides curvature); got {wanted}."
+            )
         return wanted, None if found == {wanted} else f"computed in a {_short(wanted)} copy of the {names} weights"
     if found & set(HALVES):
         wide = widest if widest not in HALVES else torch.float32
-        return wide, f"computed in a {_short(wide)} copy of the {names} weights: the {_short(wide)} function at those weights"
+        return (
+            wide,
+            f"computed in a {_short(wide)} copy of the {names} weights: the {_short(wide)} function at those weights",
+        )
     return widest, None
 
 
@@ -78,7 +85,9 @@ def choose(module: nn.Module, choice: Choice) -> tuple[tuple[str, ...], tuple[st
     if choice is None:
         kept = [n for n, p in named.items() if p.requires_grad]
         if not kept:
-            raise ValueError("every parameter is frozen (requires_grad=False); name some with parameters=, or unfreeze them.")
+            raise ValueError(
+                "every parameter is frozen (requires_grad=False); name some with parameters=, or unfreeze them."
+            )
     elif callable(choice):
         kept = [n for n, p in named.items() if choice(n, p)]
     else:
@@ -93,7 +102,11 @@ def _by_names(module: nn.Module, named: Mapping[str, Tensor], patterns: tuple[st
     every = {n: names[id(p)] for n, p in module.named_parameters(remove_duplicate=False) if id(p) in names}
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {c for n, c in every.items() if n == pattern or n.startswith(pattern + ".") or fnmatch.fnmatchcase(n, pattern)}
+        found = {
+            c
+            for n, c in every.items()
+            if n == pattern or n.startswith(pattern + ".") or fnmatch.fnmatchcase(n, pattern)
+        }
         if not found:
             close = difflib.get_close_matches(pattern, every, n=3, cutoff=0.4) or list(every)[:5]
             raise ValueError(f"no parameter is called or matched by {pattern!r}; did you mean {', '.join(close)}?")

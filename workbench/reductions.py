@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from workbench.losses import Loss, Reduction, class_loss, custom_loss, each_loss, named, one_by_one
 
-_KNOWN = {
+_KNOWN: dict[Any, str] = {
     F.mse_loss: "mse",
     F.l1_loss: "l1",
     F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
@@ -61,7 +61,7 @@ def stated_reduction(loss: Any) -> Reduction | None:
     elif getattr(_inner(loss), "__module__", "") == "torch.nn.functional":
         known = inspect.signature(loss).parameters.get("reduction")
         found = known.default if known else None
-    return cast("Reduction", found) if found in ("mean", "sum", "none") else None
+    return found if found in ("mean", "sum", "none") else None
 
 
 def _torchs(loss: Any, reduction: Reduction) -> Loss | None:
@@ -123,7 +123,11 @@ def _try(loss: Any, outputs: Tensor, targets: Any, name: str) -> Tensor:
     try:
         found = loss(outputs, targets)
     except _FAILURES as problem:
-        what = f"{tuple(targets.shape)} {str(targets.dtype)[6:]}" if isinstance(targets, Tensor) else type(targets).__name__
+        what = (
+            f"{tuple(targets.shape)} {str(targets.dtype)[6:]}"
+            if isinstance(targets, Tensor)
+            else type(targets).__name__
+        )
         raise ValueError(
             f"the loss {name} failed on the first batch, outputs {tuple(outputs.shape)} {str(outputs.dtype)[6:]}, targets "
             f"{what}: {problem}"

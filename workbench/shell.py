@@ -1,15 +1,18 @@
 """The shell: a module as a function of its tensors, evaluated beside the user's model and never through it."""
 
+# pyright: reportPrivateUsage=false
+# A module's registries of parameters, buffers and hooks have no public names.
+
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.batchnorm import _NormBase
 
 from workbench.kernels import Rules
 from workbench.twin import is_torchs, twin, unwrap
@@ -191,7 +194,7 @@ def _slots(module: nn.Module, names: Tensors) -> Iterator[tuple[dict[str, Any], 
 
 
 @contextmanager
-def _clean(device: torch.device) -> Iterator[None]:
+def _clean(device: torch.device) -> Generator[None]:
     """No autocast, no inference mode; recomputing checkpoints are refused, since they would recompute at other weights."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():

@@ -1,12 +1,11 @@
-"""What is measured: a model, data and a loss as one function of the parameters; two of them; many of them."""
+"""What is measured: a model, data and a loss as one function of the parameters."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -101,7 +100,7 @@ class Subject:
         self._names, excluded = theta.choose(self._shell.module, parameters)
         self._stated = (*excluded, *((precision,) if precision else ()))
         self._title, self._plan, self._digests = type(inner).__name__, Plan(), TensorDigests()
-        self._given = (loss if objective is None else objective, reduction, objective is None)
+        self._given: tuple[Any, Reduction | None, bool] = (objective or loss, reduction, objective is None)
         self._adopt(freeze(data, max_examples, seed, batch_size))
         self.held_out: Subject | None = None
         if held_out is not None:
@@ -113,12 +112,9 @@ class Subject:
         feed = Feed(data, self.device, self.dtype, accepted_names(model)).here()
         batch = feed.first(self._micro_of(data) if self.norm == "batch" else TRIED)
         given, reduction, is_loss = self._given
+        own = twin(given, self._shell.convert) if is_loss and isinstance(given, nn.Module) else given
         with torch.no_grad():
-            if is_loss:
-                own = twin(given, self._shell.convert) if isinstance(given, nn.Module) else given
-                self._criterion = of_loss(self._shell, own, reduction, batch)
-            else:
-                self._criterion = of_objective(self._shell, given, reduction, batch)
+            self._criterion = (of_loss if is_loss else of_objective)(self._shell, own, reduction, batch)
         shifted = isinstance(given, str) and compares_next_token(model, batch, self._criterion.shape)
         self._feed = dataclasses.replace(feed, weigh=self._criterion.weigh, shifted=shifted)
         self._statistics: tuple[Any, dict[str, Tensor]] = (None, {})
@@ -132,7 +128,9 @@ class Subject:
                 loss.check_all(self._criterion.shape, targets)
             total += self._criterion.weigh(targets, size)
         if not total > 0:
-            raise ValueError("the targets weigh nothing: every one is ignored (ignore_index), or its class weight is zero.")
+            raise ValueError(
+                "the targets weigh nothing: every one is ignored (ignore_index), or its class weight is zero."
+            )
         return total
 
     def _beside(self, data: Examples) -> Subject:
@@ -273,7 +271,9 @@ class Subject:
         t, w = torch.cat(sums.totals), torch.cat(sums.weights)
         return t * (len(t) / w.sum()) if sums.apart else None
 
-    def evaluate(self, params: Params | None = None, metrics: Sequence[str] = ("loss", "error_rate")) -> dict[str, float]:
+    def evaluate(
+        self, params: Params | None = None, metrics: Sequence[str] = ("loss", "error_rate")
+    ) -> dict[str, float]:
         """Loss, its standard error over examples (nan where unknown) and the share of wrong decisions, from one pass.
 
         The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t_i - L w_i)²) / Σ w_i, with totals t and weights w.
@@ -334,7 +334,9 @@ class Subject:
 
         ``buffers`` replaces named buffers; None: as the policy has them at the subject's own point.
         """
-        return self._criterion.outputs(self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers)
+        return self._criterion.outputs(
+            self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers
+        )
 
     def output_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """A batch's contribution to the loss, Σ ℓ, as a function of its outputs."""
@@ -342,7 +344,9 @@ class Subject:
 
     def batch_loss(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
         """A batch's contribution, so that L = Σ_batches batch_loss / total_weight; a scalar, differentiable at any order."""
-        return self._criterion.total(self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers)
+        return self._criterion.total(
+            self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers
+        )
 
     def recomputed(self, params: Params | None = None) -> dict[str, Tensor]:
         """Running statistics of every normalisation layer, estimated anew at ``params``: one pass, cumulative averages.
@@ -411,90 +415,7 @@ class Subject:
 def _check_finite(loss: float, params: Params | None) -> None:
     if params is None and not abs(loss) < float("inf"):
         raise ValueError(
-            f"the loss at the model's own point is {loss}: check that training did not diverge (NaN weights), that inputs and "
-            "targets are finite, that no class weight or target is NaN, and that the loss takes the model's outputs as they are "
-            "(logits or log-probabilities)."
+            f"the loss at the model's own point is {loss}: check that training did not diverge (NaN weights), that inputs, "
+            "targets and class weights are finite, and that the loss takes the model's outputs as they are (logits or "
+            "log-probabilities)."
         )
-
-
-class Pair:
-    """Two subjects to compare: two models, or two moments of one.
-
-    Raises:
-        TypeError: something that is not a Subject.
-    """
-
-    kind: ClassVar[str] = "pair"
-
-    def __init__(self, first: Subject, second: Subject) -> None:
-        for one in (first, second):
-            if not isinstance(one, Subject):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"a Pair holds two Subjects; got {type(one).__name__}. Make them with wb.Subject(model, data).")
-        self.first, self.second = first, second
-
-    def fingerprint(self) -> str:
-        """A hash of both, in order."""
-        return digest("pair", self.first.fingerprint(), self.second.fingerprint())
-
-    def version(self) -> tuple[Any, ...]:
-        """Changes when a weight of either is written."""
-        return (self.first.version(), self.second.version())
-
-    def snapshot(self) -> Pair:
-        """Both at the weights of now."""
-        return Pair(self.first.snapshot(), self.second.snapshot())
-
-    def with_plan(self, plan: Plan) -> Pair:
-        """Both evaluated by another plan."""
-        return Pair(self.first.with_plan(plan), self.second.with_plan(plan))
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-ready facts about both."""
-        first = self.first.describe()
-        return {"first": first, "second": self.second.describe(), "on": first["on"]}
-
-
-class Runs(Mapping[str, Any]):
-    """Many subjects or trajectories by label: seeds, widths, learning rates.
-
-    Raises:
-        ValueError: no runs. TypeError: a label that is not text, or members of different kinds.
-    """
-
-    kind: ClassVar[str] = "runs"
-
-    def __init__(self, members: Mapping[str, Any]) -> None:
-        if not members:
-            raise ValueError("Runs holds at least one subject or trajectory: Runs({'seed 0': subject}).")
-        kinds = {type(m).__name__ for m in members.values()}
-        if len(kinds) > 1:
-            raise TypeError(f"Runs holds members of one kind; got {', '.join(sorted(kinds))}.")
-        for label in members:
-            if not isinstance(label, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"labels of Runs are text; got {label!r}.")
-        self._members = dict(members)
-
-    def __getitem__(self, label: str) -> Any:
-        return self._members[label]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def fingerprint(self) -> str:
-        """A hash of all labels and members, in order."""
-        return digest("runs", [(label, member.fingerprint()) for label, member in self.items()])
-
-    def version(self) -> tuple[Any, ...]:
-        """Changes when a weight of any subject among them is written."""
-        return tuple(member.version() if hasattr(member, "version") else () for member in self.values())
-
-    def snapshot(self) -> Runs:
-        """All subjects at the weights of now."""
-        return Runs({label: m.snapshot() if hasattr(m, "snapshot") else m for label, m in self.items()})
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-ready facts about each."""
-        return {"runs": {label: member.describe() for label, member in self.items()}, "on": f"{len(self)} runs"}

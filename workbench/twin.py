@@ -38,8 +38,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 def twin(module: nn.Module, replace: Replace = lambda tensor: tensor) -> nn.Module:
     """A module that computes the same function with the same tensors (or ``replace(tensor)`` of each), in eval mode.
 
-    Submodules, containers, bound methods and partials that lead to the module lead to the twin instead; other objects are
-    shared. Hooks are left behind except those of ``torch.nn.utils`` (the old ``weight_norm`` and ``spectral_norm``
+    Submodules, containers, bound methods and partials that lead to the module lead to the twin instead; other objects
+    are shared. Hooks are left behind except those of ``torch.nn.utils`` (the old ``weight_norm`` and ``spectral_norm``
     compute the weight in one). Nothing is copied but dictionaries, so the cost is about 10 µs a submodule.
 
     Raises:
@@ -77,7 +77,7 @@ class _Mirror:
                 "pass the eager nn.Module that it was made from."
             )
         if id(inner) not in self.made:
-            made = self._remember(inner, cast(nn.Module, object.__new__(type(inner))))
+            made = self._remember(inner, object.__new__(type(inner)))
             made.__dict__.update({name: self._attribute(name, value) for name, value in inner.__dict__.items()})
             _own(made)
         return self._remember(module, self.made[id(inner)])
@@ -109,7 +109,13 @@ class _Mirror:
         try:
             made = self._remember(value, plain if type(value) in (dict, list) else _empty(value))
             fill(made)
-        except Exception:  # a container with rules of its own: shared, as any other object
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            NotImplementedError,
+        ):  # a container with rules of its own
             return self._remember(value, value)
         return made
 
