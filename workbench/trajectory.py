@@ -206,7 +206,7 @@ class Trajectory:
             batch_size=chosen.batch_size, max_examples=chosen.max_examples, seed=chosen.seed,
         )  # fmt: skip
         subject.path = self
-        return subject
+        return subject if self.plan is None else subject.with_plan(self.plan)
 
     def _model(self, step: int) -> nn.Module:
         manifest = self.source.manifest
