@@ -62,3 +62,13 @@ def saved_bytes(evaluate: Callable[[], Any], outside: set[int]) -> int:
         total = sum(sizes.values())
         del kept
     return total
+
+
+def check_finite(loss: float, own_point: bool) -> None:
+    """Raise ValueError for a loss that is not a number at the model's own point; elsewhere such values are data."""
+    if own_point and not math.isfinite(loss):
+        raise ValueError(
+            f"the loss at the model's own point is {loss}: check that training did not diverge (NaN weights), that inputs, "
+            "targets and class weights are finite, and that the loss takes the model's outputs as they are (logits or "
+            "log-probabilities)."
+        )

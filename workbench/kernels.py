@@ -6,11 +6,12 @@ flipping one would change a training loop that runs in another thread. A ``Torch
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +88,9 @@ def _attention(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, A
 
 def _inside(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """A function of PyTorch's that is written in Python: run its body under the rules too."""
+    body = getattr(F, f"_{func.__name__}", func)  # behind a switch between two functions, the one that reports the switch
     with rules:
-        return _body(func)(*args, **kwargs)
+        return _body(body)(*args, **kwargs)
 
 
 @lru_cache(maxsize=None)
@@ -104,6 +106,64 @@ def _body(func: Any) -> Any:
 
 def _never(*_: Any) -> bool:
     return False
+
+
+def _weight_norm(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """g v / ‖v‖ written out: the second derivative of PyTorch's own kernel is wrong, without a word (torch 2.13)."""
+    v, g, dim = (*args, *kwargs.values(), 0)[:3]
+    kept = tuple(d for d in range(v.ndim) if dim == -1 or d != dim % v.ndim)
+    return v * (g / v.pow(2).sum(kept, keepdim=True).sqrt())
+
+
+def _hardsigmoid(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """min(max(x + 3, 0), 6) / 6 written out: PyTorch's own kernel has no second derivative."""
+    return F.relu6((args[0] if args else kwargs["input"]) + 3) / 6
+
+
+def _cdist(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """All distances written out, since PyTorch's own kernel has no second derivative; memory (…, P, R, M)."""
+    x1, x2, p = (*args, *kwargs.values(), 2.0)[:3]
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
+def _embedding_bag(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    given = inspect.signature(func).bind(*args, **kwargs)
+    given.apply_defaults()
+    words = given.arguments
+    if words["max_norm"] is not None:
+        return func(*args, **kwargs)
+    kept = ("input", "weight", "offsets", "mode", "per_sample_weights", "include_last_offset", "padding_idx")
+    return embedding_bag(*(words[name] for name in kept))
+
+
+def embedding_bag(
+    index: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    mode: str = "mean",
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Sums, means or maxima of bags of embeddings by gathers and additions, differentiable any number of times.
+
+    Arguments as in ``torch.nn.functional.embedding_bag``, whose kernels have no second derivative. Empty bags give zeros.
+    """
+    if index.ndim == 2:
+        offsets, include_last_offset = torch.arange(len(index), device=index.device) * index.shape[1], False
+    starts = cast("Tensor", offsets)[: -1 if include_last_offset else None]
+    flat = index.reshape(-1)
+    bag = torch.searchsorted(starts, torch.arange(len(flat), device=flat.device), right=True) - 1
+    kept = flat != padding_idx if padding_idx is not None else torch.ones_like(flat, dtype=torch.bool)
+    flat, bag = flat[kept], bag[kept]
+    rows = weight[flat]
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.reshape(-1)[kept, None]
+    empty = weight.new_zeros(len(starts), weight.shape[1])
+    if mode == "max":
+        return empty.scatter_reduce(0, bag[:, None].expand_as(rows), rows, "amax", include_self=False)
+    total = empty.index_add(0, bag, rows)
+    return total if mode == "sum" else total / torch.bincount(bag, minlength=len(starts)).clamp_min(1)[:, None]
 
 
 def _identity(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -133,7 +193,8 @@ def _recurrent(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, A
 
 
 def _table() -> dict[Any, Handler]:
-    table: dict[Any, Handler] = {F.scaled_dot_product_attention: _attention}
+    table: dict[Any, Handler] = {F.scaled_dot_product_attention: _attention, torch._weight_norm: _weight_norm}
+    table |= {F.hardsigmoid: _hardsigmoid, torch.cdist: _cdist, F.embedding_bag: _embedding_bag}
     groups: list[tuple[Handler, list[tuple[Any, str]]]] = [
         (_inside, [(F, n) for n in ("multi_head_attention_forward", "gumbel_softmax")]),
         (_inside, [(F, f"fractional_max_pool{d}d{w}") for d in (2, 3) for w in ("", "_with_indices")]),

@@ -76,6 +76,14 @@ class Shell:
             made._adopt(twin(self.module, lambda t: own[id(t)] if id(t) in own else t.detach().clone()))
         return made
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("lock", "_slots", "_state", "norms")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.lock = threading.RLock()
+        self._adopt(self.module)
+
     def convert(self, tensor: Tensor) -> Tensor:
         """A tensor in the shell's precision and place (integers keep their type), detached; itself where it fits."""
         wanted = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
@@ -132,7 +140,9 @@ class Shell:
             strange = next(n for n in given if n not in self.parameters and n not in self.buffers)
             raise KeyError(f"the model has no parameter or buffer called {strange!r}.")
         rules = Rules(self.seed)
-        with self.lock, _clean(next(iter(given.values())).device), rules:
+        # an objective may differentiate inside, which a caller's no_grad would forbid; without leaves it costs nothing
+        grad = torch.is_grad_enabled() or not any(t.requires_grad for t in given.values())
+        with self.lock, _clean(next(iter(given.values())).device), torch.set_grad_enabled(grad), rules:
             try:
                 for m in self.norms if recompute else ():
                     m.training, m.momentum = True, None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workbench import parameters as theta
 from workbench.criterion import Params, of_loss, of_objective
 from workbench.data import Batch, Examples, freeze, leaves
-from workbench.evaluation import Sums, saved_bytes
+from workbench.evaluation import Sums, check_finite, saved_bytes
 from workbench.feed import Feed, accepted_names, compares_next_token
 from workbench.fingerprint import TensorDigests, digest
 from workbench.losses import Reduction
@@ -27,6 +27,7 @@ CHUNK = 512
 """Examples evaluated at once unless batch_size says otherwise or memory is short."""
 TRIED = 32
 """Examples on which model and loss are tried when a subject is made."""
+_MEASURED = ("_bytes_each", "_default_chunk", "_fixed_digest")
 SHARE = 0.25
 """The share of free memory that one chunk's graph may take by default."""
 
@@ -119,6 +120,9 @@ class Subject:
         self._feed = dataclasses.replace(feed, weigh=self._criterion.weigh, shifted=shifted)
         self._statistics: tuple[Any, dict[str, Tensor]] = (None, {})
         self.total_weight = self._check_targets()
+        if self.norm != "recompute":
+            with torch.no_grad():
+                check_finite(float(self.batch_loss({}, self._feed.first(TRIED), {})), True)
 
     def _check_targets(self) -> float:
         """Every label, and the sum of all weights."""
@@ -135,6 +139,7 @@ class Subject:
 
     def _beside(self, data: Examples) -> Subject:
         other = copy.copy(self)
+        other.__dict__ = {k: v for k, v in self.__dict__.items() if k not in _MEASURED}
         other._adopt(data)
         other.held_out = None
         return other
@@ -167,6 +172,11 @@ class Subject:
         """The number of classes, for losses of class targets."""
         loss = self._criterion.loss
         return self._criterion.shape[1 if loss.class_first else -1] if loss and loss.kind == "classes" else None
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether outputs and a loss of them are known: not for subjects made with ``objective=``."""
+        return self._criterion.loss is not None
 
     @property
     def module(self) -> nn.Module:
@@ -282,7 +292,7 @@ class Subject:
         if unknown:
             raise ValueError(f"there is no metric {sorted(unknown)[0]!r}; there are 'loss' and 'error_rate'.")
         found = self._sums(params, "error_rate" in metrics).result()
-        _check_finite(found["loss"], params)
+        check_finite(found["loss"], params is None)
         return {name: value for name, value in found.items() if name.startswith(tuple(metrics))}
 
     def _sums(self, params: Params | None, decide: bool) -> Sums:
@@ -308,7 +318,7 @@ class Subject:
                     found = torch.autograd.grad(total, list(point.values()), allow_unused=True, materialize_grads=True)
                     for name, g in zip(point, found, strict=True):
                         sums[name] += g
-        _check_finite(value, params)
+        check_finite(value, params is None)
         return {name: (g / self.total_weight).to(point[name].dtype) for name, g in sums.items()}
 
     def outputs(self, params: Params | None = None) -> Tensor:
@@ -410,12 +420,3 @@ class Subject:
     def available_memory(self) -> int:
         """Bytes that are free on the subject's device."""
         return available_memory(self.device)
-
-
-def _check_finite(loss: float, params: Params | None) -> None:
-    if params is None and not abs(loss) < float("inf"):
-        raise ValueError(
-            f"the loss at the model's own point is {loss}: check that training did not diverge (NaN weights), that inputs, "
-            "targets and class weights are finite, and that the loss takes the model's outputs as they are (logits or "
-            "log-probabilities)."
-        )
