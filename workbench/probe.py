@@ -144,9 +144,11 @@ class Probe(ABC, Generic[S]):
             raise KeyError(
                 f"{self.name} yields {strange[0]!r} but does not declare it; add it to {self.name}.variables."
             )
-        data = xr.Dataset({v.name: v.array(values.get(v.name), lengths) for v in self.variables})
-        data = data.assign_coords({k: (k, np.array(c)) for k, c in (coords or {}).items()})
-        data.attrs = {"converged": int(converged), "notes": json.dumps(list(notes))}
+        data = xr.Dataset(
+            {v.name: v.array(values.get(v.name), lengths) for v in self.variables},
+            coords={k: (k, np.array(c)) for k, c in (coords or {}).items()},
+            attrs={"converged": int(converged), "notes": json.dumps(list(notes))},
+        )
         return Reading(self, data, float(done))
 
     def _lengths(
@@ -196,8 +198,8 @@ class Reading:
     def __post_init__(self) -> None:
         if not 0 < self.done <= 1:
             raise ValueError(f"Reading.done must lie in (0, 1]; got {self.done}.")
-        for v in self.data.data_vars.values():
-            v.values.setflags(write=False)
+        for name in self.data.data_vars:
+            self.data.variables[name].values.setflags(write=False)
 
     @property
     def converged(self) -> bool:
