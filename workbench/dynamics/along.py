@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, R
 from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable, drive
-from workbench.probes.collapse import NeuralCollapse
+from workbench.probes.spectrum import HessianSpectrum
 from workbench.schema import Doc, Range
 from workbench.trajectory import Trajectory
 
@@ -31,6 +31,10 @@ _OWN = (
     Variable("checkpoint_converged", ("step",), "whether the probe converged at this checkpoint", kind="bool"),
     Variable("training", ("step", "scalar"), "scalars recorded during training, the latest by each step"),
 )
+
+
+def _sharpness() -> Probe[Any]:
+    return HessianSpectrum(top=1, minimum=False, trace=False, density=False)
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,10 @@ class Along(Probe[Trajectory]):
     """
 
     looks_at: ClassVar[Literal["trajectory"]] = "trajectory"
-    probe: Annotated[Probe[Any], Doc("The probe to read at each checkpoint; one that looks at a point.")] = (
-        NeuralCollapse()
+    variables: ClassVar[tuple[Variable, ...]] = _OWN
+
+    probe: Annotated[Probe[Any], Doc("The probe to read at each checkpoint; one that looks at a point.")] = field(
+        default_factory=_sharpness
     )
     every: Annotated[
         int, Range(1, 10_000, soft=(1, 20)), Doc("Read every so many checkpoints; the first and the last always.")

@@ -1,0 +1,302 @@
+"""The command line: ``workbench demo | probe | along | export | list | serve | doctor``, the only place of progress bars."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.probe import Probe, Reading
+    from workbench.store import Store
+    from workbench.trajectory import Trajectory
+
+WRONG, STOPPED = 2, 130
+"""Exit codes: something is wrong with what was asked, which one line explains; or Ctrl-C."""
+
+_Run = Callable[[argparse.Namespace], int | None]
+_OURS = (ValueError, TypeError, LookupError, OSError, RuntimeError, MemoryError, ImportError, ArithmeticError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when all went well. Errors print one line, with ``--debug`` the traceback too."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen) or 0)
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return STOPPED
+    except _OURS as problem:
+        if chosen.debug:
+            raise
+        words = problem.args[0] if isinstance(problem, KeyError) and problem.args else str(problem)
+        print(f"workbench: {words or type(problem).__name__}", file=sys.stderr)
+        return WRONG
+
+
+def _parser() -> argparse.ArgumentParser:
+    from workbench import __version__
+
+    parser = argparse.ArgumentParser(prog="workbench", description="Watch how neural networks learn.")
+    parser.add_argument("--version", action="version", version=__version__)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, (run, words, add) in _COMMANDS.items():
+        command = commands.add_parser(name, help=words, description=words, parents=[shared])
+        add(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="report", help="folder to write (default: report)")
+    parser.add_argument("--quick", action="store_true", help="coarser, in a quarter of the time")
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    from workbench.report import demo
+
+    with _progress() as say:
+        page = demo(chosen.out, chosen.quick, say)
+    print(f"report written: {page}")
+
+
+# --- probe and along --------------------------------------------------------------------------------------------------
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    _add_target(parser)
+    parser.add_argument("--step", default="last", help="recorded step to look at (default: last)")
+
+
+def _add_along(parser: argparse.ArgumentParser) -> None:
+    _add_target(parser)
+    parser.add_argument("--every", type=int, default=1, help="read every so many checkpoints (default: 1)")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recording", metavar="RUN", help="folder of a recorded training")
+    parser.add_argument("--probe", required=True, metavar="NAME", help="see `workbench list`")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the probe; repeat"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
+    parser.add_argument("--seconds", type=float, help="time budget; the best answer by then")
+    parser.add_argument("--trust", action="store_true", help="permit importing the code that the record names")
+    parser.add_argument("--out", metavar="FILE", help="draw the figure too: .pdf, .svg, .pgf or .png")
+    _add_figure(parser)
+
+
+def _add_figure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--venue", help="such as icml2024 (default: a house style)")
+    parser.add_argument("--column", choices=("half", "full"), help="of the venue (default: its narrower one)")
+    parser.add_argument("--provenance", default="full", choices=("full", "anonymous", "none"), help="(default: full)")
+    parser.add_argument("--usetex", action="store_true", help="set words by LaTeX, which must be installed")
+
+
+def _probe(chosen: argparse.Namespace) -> None:
+    from workbench import catalog
+    from workbench.trajectory import Trajectory
+
+    probe = catalog.make(chosen.probe, _settings(chosen.set))
+    trajectory = Trajectory.open(chosen.recording, trust=chosen.trust)
+    if probe.looks_at == "trajectory":
+        _measure(probe, trajectory, chosen)
+    elif probe.looks_at == "subject":
+        _measure(probe, trajectory.subject(_step(chosen.step, trajectory)), chosen)
+    else:
+        raise TypeError(
+            f"{probe.name} looks at {probe.looks_at}, which one recorded run does not make; use it in Python."
+        )
+
+
+def _along(chosen: argparse.Namespace) -> None:
+    from workbench import catalog
+    from workbench.dynamics.along import Along
+    from workbench.trajectory import Trajectory
+
+    probe = Along(catalog.make(chosen.probe, _settings(chosen.set)), every=chosen.every)
+    _measure(probe, Trajectory.open(chosen.recording, trust=chosen.trust), chosen)
+
+
+def _settings(texts: Sequence[str]) -> Mapping[str, str]:
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"--set takes KEY=VALUE, as in --set top=5; got {text!r}.")
+    return {name.strip(): value for name, _, value in (text.partition("=") for text in texts)}
+
+
+def _step(word: str, trajectory: Trajectory) -> int:
+    if word == "last":
+        return trajectory.steps[-1]
+    if not word.isdigit():
+        raise ValueError(f"--step takes a recorded step or `last`; got {word!r}.")
+    return int(word)
+
+
+def _measure(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> None:
+    """Ask the run's store, else measure; print the numbers, keep the reading, draw it where asked."""
+    from workbench.store import Store
+
+    store = Store.beside(chosen.recording)
+    key = store.key(probe, target, chosen.seed)
+    reading = store.ask(probe, key)
+    if reading is None:
+        reading = _run(probe, target, chosen)
+        store.save(reading, key)
+    _report(reading, key, store)
+    if chosen.out:
+        _draw(reading, chosen.out, chosen)
+
+
+def _run(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> Reading:
+    """The last reading; after Ctrl-C the best one so far."""
+    seen: list[Reading] = []
+
+    def take(reading: Reading) -> None:
+        seen[:] = [reading]
+        say(probe.name, reading.done)
+
+    with _progress() as say:
+        try:
+            return probe.run(target, seed=chosen.seed, seconds=chosen.seconds, on_reading=take)
+        except KeyboardInterrupt:
+            if not seen:
+                raise
+            print(f"stopped at {seen[0].done:.0%}; this is the answer so far:", file=sys.stderr)
+            return seen[0]
+
+
+def _report(reading: Reading, key: str, store: Store) -> None:
+    from workbench.words import summary_rows
+
+    rows = summary_rows(reading.summary)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+    state = "converged" if reading.converged else f"not converged, {reading.done:.0%} done"
+    on = reading.provenance.get("subject", {}).get("on", "")
+    print(" · ".join(part for part in (state, on) if part))
+    for note in reading.notes:
+        print(f"  {note}")
+    print(f"{'stored' if reading.done == 1 else 'kept unfinished'} in {store.path}: {key}")
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="KEY|FILE", help="key of a stored reading, a .nc file, or an exported figure")
+    parser.add_argument("target", metavar="OUT", help="figure to write: .pdf, .svg, .pgf or .png")
+    parser.add_argument("--store", help="folder of stored readings, or a run that holds one (default: the user's own)")
+    _add_figure(parser)
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    from workbench.draw.export import load
+    from workbench.store import Store
+
+    if chosen.store is None or Path(chosen.source).is_file():
+        reading = load(chosen.source)
+    else:
+        inside = Path(chosen.store) / "readings"
+        reading = Store(inside if inside.is_dir() else chosen.store).load(chosen.source)
+    _draw(reading, chosen.target, chosen)
+
+
+def _draw(reading: Reading, target: str, chosen: argparse.Namespace) -> None:
+    from workbench.draw.export import export
+
+    style = {"venue": chosen.venue, "column": chosen.column, "provenance": chosen.provenance, "usetex": chosen.usetex}
+    print(f"figure written: {export(reading, target, **style)}")
+
+
+# --- list, serve, doctor ----------------------------------------------------------------------------------------------
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="show the settings of this probe")
+
+
+def _list(chosen: argparse.Namespace) -> None:
+    from workbench import catalog, schema
+
+    if chosen.name:
+        cls = catalog.get(chosen.name)
+        print(catalog.words(cls))
+        for field in schema.fields(cls):
+            print(f"  --set {field.name}={field.default}   {field.doc}")
+        return
+    known = catalog.probes()
+    width = max(map(len, known), default=0)
+    for name, cls in known.items():
+        print(f"{name:<{width}}  {catalog.words(cls)}")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUNS", help="folder of recorded runs, or one run")
+    parser.add_argument("--port", type=int, help="(default: a free one)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
+    parser.add_argument("--trust", action="store_true", help="permit importing the code that the records name")
+
+
+def _serve(chosen: argparse.Namespace) -> None:
+    from workbench.ui.app import serve
+
+    serve(chosen.runs, port=chosen.port, trust=chosen.trust, open_browser=not chosen.no_browser)
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """A command without arguments."""
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from workbench.doctor import examine
+
+    found = examine()
+    for finding in found:
+        print(finding.line)
+    missing = [f.name for f in found if f.state == "missing"]
+    print(f"needed and not here: {', '.join(missing)}" if missing else "everything that is needed is here.")
+    return 1 if missing else 0
+
+
+_COMMANDS: dict[str, tuple[_Run, str, Callable[[argparse.ArgumentParser], None]]] = {
+    "demo": (_demo, "train a small net, probe it, and write a report folder", _add_demo),
+    "probe": (_probe, "measure one step of a recorded training", _add_probe),
+    "along": (_along, "measure every checkpoint of a recorded training", _add_along),
+    "export": (_export, "draw a stored reading for a paper", _add_export),
+    "list": (_list, "the probes there are", _add_list),
+    "serve": (_serve, "the bench as a web page, on this machine only", _add_serve),
+    "doctor": (_doctor, "versions, devices, and what is missing", _add_nothing),
+}
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress() -> Generator[Callable[[str, float], None]]:
+    """A bar on the error stream with the time that remains; silent where nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks = dict[str, Any]()
+
+        def say(words: str, share: float) -> None:
+            if words not in tasks:
+                tasks[words] = bar.add_task(words, total=1.0)
+            bar.update(tasks[words], completed=share)
+
+        yield say
