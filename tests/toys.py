@@ -1,4 +1,4 @@
-"""Tiny subjects and probes in float64, shared by tests: small enough that everything about them is known exactly."""
+"""Tiny subjects and probes in float64, shared by tests: known exactly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from workbench.fingerprint import digest
 from workbench.figure import Axis, Figure, Line, Panel, Points
+from workbench.fingerprint import digest
 from workbench.numerics.sampling import Draw
 from workbench.plan import Plan
 from workbench.probe import Cost, Probe, Reading, Value, Variable
@@ -89,9 +89,9 @@ class Trace(Probe[ToySubject]):
             time.sleep(self.pause)
             v = draw(i, kind=self.kind)
             samples[i] = float(v @ (subject.curvature * v))
-            yield self._report(samples, i + 1)
+            yield self.report(samples, i + 1)
 
-    def _report(self, samples: np.ndarray, count: int) -> Reading:
+    def report(self, samples: np.ndarray, count: int) -> Reading:
         known = samples[:count]
         values = {"sample": samples, "trace": known.mean()}
         if count > 1:
@@ -119,3 +119,12 @@ class Failing(Trace):
             if count == 2:
                 raise ArithmeticError("the third vector is cursed")
             yield reading
+
+
+def fill(store: Any) -> Any:
+    """Four readings in a store: two seeds of a small net, one of a large one, and the toy's own."""
+    for label, seed in (("small net", 0), ("small net", 1), ("large net", 0)):
+        subject = ToySubject(label=label, weights=torch.full((3,), float(ord(label[0])), dtype=torch.float64))
+        store.save(Trace(vectors=3).run(subject, seed=seed))
+    store.save(Trace(vectors=7).run(ToySubject()))
+    return store
