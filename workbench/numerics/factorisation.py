@@ -54,11 +54,13 @@ class Factorisation:
     def __init__(
         self, operator: Operator, rows: int, fresh: Fresh | None, *, store: Store = "operator", host: bool = False
     ) -> None:
-        self.operator, self.rows = operator, min(rows, operator.size)
+        self.operator, self.rows = operator, min(rows, operator.size + 4)
         self.basis = Basis(self.rows, operator.size, operator.dtype, operator.device, store=store, host=host)
         self.precision = Precision.of(operator.dtype, store)
         self.matrix = np.zeros((self.rows, self.rows))
         self.n = self.pending = self.products = self.drawn = 0
+        self.shelf = np.zeros((0, self.rows))
+        self.known = True  # whether matrix holds all couplings of pending rows; not once some were shelved
         self.scale = self.asymmetry = 0.0
         self.fresh = fresh or _default_fresh(operator)
 
@@ -75,7 +77,12 @@ class Factorisation:
     @property
     def full(self) -> bool:
         """Whether another product needs a restart first."""
-        return self.used == self.rows < self.operator.size
+        return self.used == self.capacity and self.used < self.operator.size
+
+    @property
+    def capacity(self) -> int:
+        """Rows that are not taken by shelved vectors."""
+        return self.rows - len(self.shelf)
 
     @property
     def couplings(self) -> Floats:
@@ -86,6 +93,11 @@ class Factorisation:
         """Ritz values, largest first, and their coefficients as columns (n, n)."""
         values, vectors = np.linalg.eigh(self.matrix[: self.n, : self.n])
         return values[::-1].copy(), vectors[:, ::-1].copy()
+
+    def residuals(self, vectors: Floats) -> Floats:
+        """Bounds on ‖A x - value x‖ for Ritz vectors with coefficients (n, k): what leads out, shelf included."""
+        shelved = np.linalg.norm(self.shelf[:, : self.n] @ vectors, axis=0)
+        return np.linalg.norm(self.couplings @ vectors, axis=0) + shelved
 
     def adopt(self, vector: Tensor) -> bool:
         """Append what a vector has that the rows lack, as a pending row; False when that is nothing."""
@@ -109,14 +121,42 @@ class Factorisation:
                 return
         raise ArithmeticError("Five fresh vectors in a row lay in the span of the basis; pass a fresh that is random.")
 
+    def shelve(self) -> None:
+        """Set the pending rows aside: what comes next need not be orthogonal to them, so it can find what they hold."""
+        self.known = self.known and not self.pending
+        for place in reversed(range(self.pending)):
+            self.shelf = np.vstack([self.shelf, np.zeros(self.rows)])
+            self.shelf[-1, : self.n] = self.matrix[self.n + place, : self.n]
+            self.basis.put(self.capacity, self.basis.rows[self.n + place])
+        self.pending = 0
+
+    def reunite(self) -> None:
+        """Take shelved vectors back as pending rows, as far as the basis does not hold them by now."""
+        while len(self.shelf):
+            vector, reached = self.basis.row(self.capacity), self.shelf[-1, : self.n].copy()
+            self.shelf = self.shelf[:-1]
+            rest, inside = self.basis.remove(vector, self.used)
+            length = float(norm(rest))
+            self._couple(slice(self.n, self.used), inside[self.n :].cpu().numpy()[:, None] * reached)
+            if length > self.precision.floor:
+                self._append(rest / length)
+                self._couple(slice(self.used - 1, self.used), length * reached[None, :])
+
+    def _couple(self, rows: slice, couplings: Floats) -> None:
+        self.matrix[rows, : self.n] += couplings
+        self.matrix[: self.n, rows] += couplings.T
+
     def _append(self, vector: Tensor) -> None:
         self.basis.put(self.used, vector)
         self.matrix[self.used, :] = self.matrix[:, self.used] = 0.0
         self.pending += 1
 
-    def multiply(self, row: int) -> Step:
-        """Multiply a pending row: it joins Q, and what is new in its product becomes the newest pending row."""
-        self._swap(row, self.n)
+    def multiply(self, which: int) -> Step:
+        """Multiply pending row ``which``: it joins Q, and what is new in its product becomes the last pending row.
+
+        The first pending row takes the place of the multiplied one, so all others move up by one.
+        """
+        self._swap(self.n + which, self.n)
         n, used = self.n, self.used
         product = self.operator.matvec(self.basis.row(n)).detach()
         rest, taken = self.basis.remove(product, used)
@@ -140,7 +180,7 @@ class Factorisation:
                 "look at the loss and its gradient at this point first."
             )
         self.scale = max(self.scale, length)
-        if self.n and self.scale > 0:
+        if self.n and self.scale > 0 and self.known:
             gap = float(np.abs(column[: self.n] - self.matrix[: self.n, self.n]).max())
             self.asymmetry = max(self.asymmetry, gap / self.scale)
         self.matrix[: column.size, self.n] = self.matrix[self.n, : column.size] = column
@@ -162,6 +202,8 @@ class Factorisation:
         self.basis.rotate(torch.from_numpy(transform).to(self.operator.device))
         for i in range(pending):
             self.basis.put(new + i, self.basis.rows[old + i])
+        shelf = self.shelf[:, :old] @ transform
+        self.shelf[:], self.shelf[:, :new] = 0.0, shelf
         self.matrix[:] = 0.0
         np.fill_diagonal(self.matrix[:new, :new], values[index])
         self.matrix[new : new + pending, :new] = couplings

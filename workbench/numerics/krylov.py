@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from workbench.numerics.operator import Operator
 FEWEST_STEPS = 8
 """Products below which a small residual is not yet trusted: early Ritz values can settle on an inner eigenvalue."""
 
-_ROOM_FOR_CHECK = 12
 _Entry = TypeVar("_Entry", np.float64, np.bool_)
 
 
@@ -114,11 +113,11 @@ def lanczos(
     as long as more are kept than wanted. An exhausted (invariant) subspace is left by a random vector ``fresh(i)``, i
     = 0, 1, ..., so operators of at most ``basis`` entries come out exact.
 
-    One start vector shows each eigenvalue once, whatever its multiplicity. ``confirm`` therefore runs, once the
-    wanted pairs are converged, a second Lanczos chain from ``fresh`` orthogonally to all that is known: at least 8
-    products, until its extreme value plus its residual stays inside the k-th wanted value, or is itself converged, or
-    the basis is full. If a wanted value moves, the run goes on and checks again. This is a strong test, not a proof.
-    An end of which only one pair is wanted is not checked: its multiplicity does not matter.
+    One start vector shows each eigenvalue once, whatever its multiplicity. ``confirm`` therefore follows, once the
+    wanted pairs are converged, a fresh random vector orthogonal to all that is known: for 8 products, then for up to
+    8 more while some Ritz value's interval (value ± residual) still reaches beyond the innermost wanted value. If a
+    wanted value moves, the run goes on until converged and checks again. This is a strong test, not a proof. An end
+    of which only one pair is wanted is not checked: its multiplicity does not matter.
 
     Raises ValueError for unusable settings and ArithmeticError when a product is not finite. Source: Paige 1976; Wu
     and Simon 2000 (thick restart); Ruhe 1979 (several pending vectors).
@@ -136,33 +135,44 @@ def lanczos(
             return
 
 
+@dataclass
 class _Chain:
-    """The tridiagonal matrix of a check: Lanczos from a new vector in the complement of everything known."""
+    """Lanczos from a fresh vector, orthogonal to everything known: would it show a wanted pair that was missed?
 
-    def __init__(self, lowest_top: float, highest_bottom: float) -> None:
-        self.lowest_top, self.highest_bottom = lowest_top, highest_bottom
-        self.steps: list[Step] = []
+    ``at`` is the place of its next vector among the pending rows (None when nothing is left of it), ``before`` the
+    wanted values when it began (None when it only replaces an exhausted start).
+    """
 
-    def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """(value, residual) of the chain's largest and smallest Ritz values."""
-        beta = [step.beta for step in self.steps]
-        matrix = np.diag([step.alpha for step in self.steps]) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1)
-        values, vectors = np.linalg.eigh(matrix)
-        residuals = np.abs(beta[-1] * vectors[-1])
-        return (values[-1], residuals[-1]), (values[0], residuals[0])
+    at: int | None
+    before: Floats | None
+    steps: int = 0
 
-    def verdict(self, tolerance: float, slack: float, exhausted: bool) -> Literal["displaced", "clear", "open"]:
-        """Whether the chain passed a wanted value, cannot pass one, or has to go on."""
-        (high, high_residual), (low, low_residual) = self.ends()
-        if high > self.lowest_top + max(tolerance * abs(self.lowest_top), slack):
-            return "displaced"
-        if low < self.highest_bottom - max(tolerance * abs(self.highest_bottom), slack):
-            return "displaced"
-        if exhausted or self.steps[-1].beta == 0.0:
-            return "clear"
-        above = high + high_residual <= self.lowest_top or high_residual <= max(tolerance * abs(high), slack)
-        below = low - low_residual >= self.highest_bottom or low_residual <= max(tolerance * abs(low), slack)
-        return "clear" if above and below and len(self.steps) >= FEWEST_STEPS else "open"
+    @property
+    def running(self) -> bool:
+        """Whether it still has steps to make."""
+        return self.at is not None and self.steps < FEWEST_STEPS
+
+    def follow(self, which: int, step: Step, pending: int) -> None:
+        """Keep ``at`` right after pending row ``which`` was multiplied."""
+        if self.at == which:
+            self.steps += 1
+            self.at = pending - 1 if step.beta else None
+        elif self.at is not None:
+            self.at = which - 1 if self.at == 0 else self.at - 1
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Ritz pairs, largest value first, judged: ``unmet`` are wanted and not converged, ``open`` might yet be wanted."""
+
+    values: Floats
+    residuals: Floats
+    vectors: Floats
+    couplings: Floats
+    ratios: Floats
+    worst: float
+    unmet: NDArray[np.intp]
+    open: NDArray[np.intp]
 
 
 class _Run:
@@ -171,124 +181,164 @@ class _Run:
     def __init__(self, plan: _Plan, space: Factorisation) -> None:
         self.plan, self.space = plan, space
         self.top, self.bottom = (min(count, space.operator.size) for count in (plan.top, plan.bottom))
-        self.unchecked = not plan.confirm
+        self.matters = plan.confirm and (plan.top > 1 or plan.bottom > 1)
         self.first: list[Step] = []
         self.first_goes_on = True
         self.chain: _Chain | None = None
-        self.checked = 0
-        self.confirmed = False
-        self.best = 0
+        self.due: Floats | None = None
+        self.checked = self.best = self.patience = 0
+        self.confirmed = self.unchecked = False
+
+    # -- what to multiply next
 
     def advance(self) -> None:
         """One product, after a restart or a fresh vector where one is due."""
         space = self.space
-        beginning = self.chain is not None and not self.chain.steps
-        cramped = space.rows - space.used < _ROOM_FOR_CHECK and space.rows < space.operator.size
-        if space.full or (beginning and cramped):
-            self.restart()
-        if beginning or not space.pending:
-            self.first_goes_on = False
-            space.renew()
+        if space.used == space.operator.size:
+            self.due = None  # no new direction is left: multiplying what is pending makes all exact
+        elif self.due is not None or not space.pending:
+            self.renew()
         if space.full:
             self.restart()
-        self.note(space.multiply(self.choose()))
+        step = space.multiply(self.best)
+        if self.first_goes_on:
+            self.first.append(step)
+        if self.chain is not None:
+            self.checked += self.chain.before is not None
+            self.chain.follow(self.best, step, space.pending)
+
+    def renew(self) -> None:
+        """Add a fresh vector and follow it; for a check, free of what is pending, which may hold a missed vector."""
+        space = self.space
+        if self.due is not None:
+            space.shelve()
+        if space.full:
+            self.restart()
+        self.first_goes_on = False
+        space.renew()
+        self.best = space.pending - 1
+        self.chain = _Chain(self.best, self.due)
+        self.due, self.patience = None, FEWEST_STEPS
 
     def restart(self) -> None:
         """Keep more than is wanted: four of the top, one of the bottom, and up to half the basis if there is room."""
         space = self.space
-        room = space.rows - space.pending - 3
         wanted = self.top + self.bottom
+        room = space.capacity - space.pending - max(3, min(FEWEST_STEPS, space.rows // 4))
         extra = max(0, min(room, max(space.rows // 2, wanted + 5)) - wanted)
         more_top = min(extra, 4) + max(0, extra - 5) // 2
         space.restart(self.top + more_top, self.bottom + extra - more_top)
         self.first_goes_on = False
 
-    def choose(self) -> int:
-        """The pending row to multiply: the newest, or of several the one most coupled to unconverged pairs."""
-        newest = self.space.used - 1
-        if self.space.pending == 1 or self.chain is not None:
-            return newest
-        return self.best if self.space.n <= self.best else newest
+    def aim(self, look: _Look) -> None:
+        """Choose the pending row: a running check's; else what unconverged wanted pairs need most, or open ones."""
+        needy = look.unmet if look.unmet.size else look.open
+        if self.chain is not None and self.chain.running and self.chain.at is not None:
+            self.best = self.chain.at
+        elif needy.size and look.couplings.size:
+            self.best = int(np.argmax(np.abs(look.couplings[:, needy]).max(axis=1)))
+        else:
+            self.best = self.space.pending - 1
 
-    def note(self, step: Step) -> None:
-        """Keep the tridiagonal matrices of the start vector and of a check."""
-        if self.first_goes_on:
-            self.first.append(step)
-        if self.chain is not None:
-            self.chain.steps.append(step)
-            self.checked += 1
+    # -- whether it is done
 
     def look(self) -> Krylov:
         """The state after the latest product; also decides what comes next."""
-        space, n = self.space, self.space.n
+        if self.chain is None or not self.chain.running:
+            self.space.reunite()
+        look = self.judge()
+        self.settle(look)
+        self.aim(look)
+        return self.state(look)
+
+    def judge(self) -> _Look:
+        """Ritz pairs with their residuals, against what is allowed."""
+        space, n, tolerance = self.space, self.space.n, self.plan.tolerance
         values, vectors = space.ritz()
-        couplings = space.couplings @ vectors
-        residuals = np.maximum(np.linalg.norm(couplings, axis=0), space.precision.unit * space.scale)
-        allowed = np.maximum(self.plan.tolerance * np.abs(values), space.precision.floor * space.scale)
+        residuals = np.maximum(space.residuals(vectors), space.precision.unit * space.scale)
+        allowed = np.maximum(tolerance * np.abs(values), space.precision.floor * space.scale)
         ratios = np.divide(residuals, allowed, out=np.zeros(n), where=allowed > 0)
         if not space.complete and (space.products < FEWEST_STEPS or n < self.top + self.bottom):
             ratios[:] = np.inf
-        wanted = np.unique(np.r_[0 : min(self.top, n), max(n - self.bottom, 0) : n])
-        worst = float(ratios[wanted].max())
-        self.aim(np.abs(couplings[:, wanted[ratios[wanted] > 1]]))
-        self.settle(values, worst)
-        return self.state(values, residuals, ratios <= 1, worst, vectors)
+        wanted = np.zeros(n, dtype=bool)
+        wanted[: self.top] = wanted[max(n - self.bottom, 0) :] = True
+        unmet = np.flatnonzero(wanted & (ratios > 1))
+        reach = np.stack([values + residuals, residuals - values])
+        reaching = (reach > self.beyond(self.innermost(values))[:, None]).any(axis=0)
+        open_ = np.flatnonzero(~wanted & (ratios > 1) & reaching)
+        return _Look(
+            values, residuals, vectors, space.couplings @ vectors, ratios, float(ratios[wanted].max()), unmet, open_
+        )
 
-    def aim(self, couplings: Floats) -> None:
-        """Choose the pending row that the unconverged wanted pairs need most."""
-        newest = self.space.used - 1
-        self.best = self.space.n + int(np.argmax(couplings.max(axis=1))) if couplings.size else newest
+    def wanted(self, values: Floats) -> Floats:
+        """The wanted values of the ends that are checked, the bottom's negated."""
+        top = values[: self.top] if self.top > 1 else values[:0]
+        bottom = -values[values.size - self.bottom :] if self.bottom > 1 else values[:0]
+        return np.concatenate([top, bottom])
 
-    def settle(self, values: Floats, worst: float) -> None:
+    def innermost(self, values: Floats) -> Floats:
+        """The k-th wanted value of each end, the bottom's negated; infinite where a further pair would not matter."""
+        enough = values.size >= max(self.top, self.bottom)
+        top = values[self.top - 1] if enough and self.top > 1 else np.inf
+        bottom = -values[-self.bottom] if enough and self.bottom > 1 else np.inf
+        return np.array([top, bottom])
+
+    def beyond(self, values: Floats) -> Floats:
+        """What a value must exceed to count as a wanted one that was missed."""
+        floor = self.space.precision.floor * self.space.scale
+        margin = np.maximum(self.plan.tolerance * np.abs(values), floor)
+        return values + np.where(np.isfinite(margin), margin, 0.0)
+
+    def settle(self, look: _Look) -> None:
         """Begin, follow or end the check for missed pairs."""
-        space = self.space
-        if worst > 1 or space.complete:
-            self.chain = None
-        elif self.chain is None:
-            self.begin(values)
-        elif not self.unchecked:
-            slack = space.precision.floor * space.scale
-            verdict = self.chain.verdict(self.plan.tolerance, slack, space.full)
-            self.confirmed = verdict == "clear"
-            if verdict == "displaced":
-                self.begin(values)
+        met, chain = not look.unmet.size, self.chain
+        if not self.matters:
+            self.unchecked, self.confirmed = met, met and self.plan.confirm
+        elif not met or (chain is not None and chain.running):
+            self.due = None
+        elif chain is None:
+            self.begin(look.values)
+        else:
+            self.finish(chain, look)
+
+    def finish(self, chain: _Chain, look: _Look) -> None:
+        """The chain has had its steps: wait a little for what is still open, then confirm, or check again."""
+        if look.open.size and self.space.pending and self.patience > 0:
+            self.patience -= 1
+        elif chain.before is None or (self.wanted(look.values) > self.beyond(chain.before)).any():
+            self.begin(look.values)
+        else:
+            self.confirmed = True
 
     def begin(self, values: Floats) -> None:
-        """Begin a check, where one is asked for, matters and fits into the basis."""
+        """Let a check begin, where it fits into the basis; without room for it, small operators are solved whole."""
         space = self.space
         self.chain = None
-        if self.plan.confirm and space.used == space.operator.size:
-            return  # no new direction is left: the few products still pending make every value exact
-        matters = self.plan.top > 1 or self.plan.bottom > 1
-        fits = space.rows == space.operator.size or self.top + self.bottom + space.pending + 4 <= space.rows
-        self.confirmed = self.plan.confirm and not matters
-        self.unchecked = not (self.plan.confirm and matters and fits)
-        if not self.unchecked:
-            lowest_top = float(values[self.top - 1]) if self.top > 1 else np.inf
-            highest_bottom = float(values[-self.bottom]) if self.bottom > 1 else -np.inf
-            self.chain = _Chain(lowest_top, highest_bottom)
+        fits = self.top + self.bottom + space.pending + 4 <= space.rows
+        self.unchecked = not fits and space.rows < space.operator.size
+        self.due = self.wanted(values) if fits else None
 
-    def state(self, values: Floats, residuals: Floats, met: NDArray[np.bool_], worst: float, vectors: Floats) -> Krylov:
-        top, bottom, space = self.plan.top, self.plan.bottom, self.space
+    def state(self, look: _Look) -> Krylov:
+        top, bottom, space, met = self.plan.top, self.plan.bottom, self.space, look.ratios <= 1
         return Krylov(
             products=space.products,
-            values=_frozen(values),
-            residuals=_frozen(residuals),
-            top_values=_padded(values, top),
-            top_residuals=_padded(residuals, top),
+            values=_frozen(look.values),
+            residuals=_frozen(look.residuals),
+            top_values=_padded(look.values, top),
+            top_residuals=_padded(look.residuals, top),
             top_converged=_padded(met, top),
-            bottom_values=_padded(values[::-1], bottom),
-            bottom_residuals=_padded(residuals[::-1], bottom),
+            bottom_values=_padded(look.values[::-1], bottom),
+            bottom_residuals=_padded(look.residuals[::-1], bottom),
             bottom_converged=_padded(met[::-1], bottom),
-            wanted_residual=worst,
+            wanted_residual=look.worst,
             alpha=_frozen(np.array([step.alpha for step in self.first])),
             beta=_frozen(np.array([step.beta for step in self.first])),
             asymmetry=space.asymmetry,
             checked=self.checked,
             confirmed=self.confirmed or space.complete,
             complete=space.complete,
-            done=space.complete or (worst <= 1 and (self.confirmed or self.unchecked)),
-            _combine=self.combiner(vectors),
+            done=space.complete or (look.worst <= 1 and (self.confirmed or self.unchecked)),
+            _combine=self.combiner(look.vectors),
         )
 
     def combiner(self, vectors: Floats) -> Callable[[NDArray[np.intp]], Tensor]:
