@@ -1,4 +1,4 @@
-"""The command line: ``workbench demo | probe | along | export | list | serve | doctor``, the only place of progress bars."""
+"""The command line: ``workbench demo | probe | along | export | list | serve | doctor``; only here are progress bars."""
 
 from __future__ import annotations
 

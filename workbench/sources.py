@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -45,7 +45,7 @@ class Source(Protocol):
         """Changes when a file that was seen is written again or deleted."""
         ...
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> tuple[Line, ...]:
         """The scalars."""
         ...
 
@@ -57,6 +57,7 @@ class Recorded:
     folder: Path
     steps: tuple[int, ...]
     manifest: Manifest | None
+    kept: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> Recorded:
@@ -90,7 +91,7 @@ class Recorded:
         """Times and sizes of the files."""
         return tuple(_stamp(record.checkpoint_path(self.folder, step)) for step in self.steps)
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> tuple[Line, ...]:
         """The scalars, ascending in step."""
         return record.read_lines(self.folder / record.SCALARS)[0]
 
@@ -100,9 +101,14 @@ class Recorded:
         if held is None:
             return None
         if "callable" in held:
-            return call(held["callable"], held.get("arguments", {}), trust, str(self.folder))
-        path = self.folder / held["file"]
-        return record.unpack(record.load_tensors(path), json.loads(record.load_header(path)["place"]))
+            if "called" not in self.kept:
+                self.kept["called"] = call(held["callable"], held.get("arguments", {}), trust, self.label)
+            return self.kept["called"]
+        if "stored" not in self.kept:
+            path = self.folder / held["file"]
+            place = json.loads(record.load_header(path)["place"])
+            self.kept["stored"] = record.unpack(record.load_tensors(path), place)
+        return self.kept["stored"]
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,9 @@ class Adopted:
         """Times and sizes of the files."""
         return tuple(map(_stamp, self.files.values()))
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> tuple[Line, ...]:
         """None: plain checkpoints have no curves."""
-        return []
+        return ()
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -94,9 +94,13 @@ class Trajectory:
         """The optimizer steps whose weights are kept, ascending; step 0 is the initialisation."""
         return self.source.steps
 
-    @cached_property
+    @property
     def scalars(self) -> pd.DataFrame:
         """What was recorded at each step; ``wall_time`` and ``recorder_seconds`` (the cost of recording) in seconds."""
+        return self._table.copy()
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         import pandas as pd
 
         lines = self.source.lines()
@@ -254,7 +258,7 @@ class Trajectory:
         held = self.source.manifest.data if self.source.manifest else None
         if held is None or not isinstance(self.source, Recorded):
             return ""
-        return adopted.digest(self.source.folder / held["file"]) if "file" in held else repr(held)
+        return str(held["digest"]) if "file" in held else repr(held)
 
     def describe(self) -> dict[str, Any]:
         """What a reading says about the trajectory it was made of: no path, no name of a machine."""

@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from torch import nn
 
 import workbench as wb
@@ -141,6 +142,7 @@ def test_schedules_that_keep_nothing_are_refused(make) -> None:
 
 CHILD = """
 import sys, torch, workbench as wb
+from safetensors import SafetensorError
 from torch import nn
 model = nn.Linear(64, 64)
 with torch.no_grad():
@@ -215,9 +217,20 @@ def test_resuming_replaces_what_came_later_only_once_training_goes_on(tmp_path: 
 def test_entering_again_without_a_step_changes_nothing(tmp_path: Path) -> None:
     model = recorded(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with wb.Recorder(tmp_path, model):
+    with wb.Recorder(tmp_path, model, every=1):
         pass
     assert before == {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_what_was_forgotten_can_be_added_by_entering_again(tmp_path: Path) -> None:
+    model = recorded(tmp_path)
+    data = (torch.ones(3, 2, dtype=torch.float64), torch.tensor([0, 1, 1]))
+    for given_ in ({"data": data, "loss": "cross_entropy"}, {"norm": "eval"}):
+        with wb.Recorder(tmp_path, model, every=1, **given_):
+            pass
+    opened = wb.Trajectory.open(tmp_path)
+    assert opened.steps == (0, 1, 2, 3, 4, 5, 6)
+    assert opened.subject(6, model=model).examples == 3
 
 
 def test_weights_that_were_never_recorded_ask_where_to_go_on(tmp_path: Path) -> None:
@@ -236,7 +249,7 @@ def test_weights_that_were_never_recorded_ask_where_to_go_on(tmp_path: Path) -> 
 
 def test_another_model_is_refused_with_the_tensor_that_differs(tmp_path: Path) -> None:
     recorded(tmp_path)
-    with pytest.raises(ValueError, match=r"weight is \(\(2, 2\), 'float64'\), here it is \(\(3, 2\), 'float32'\)"):
+    with pytest.raises(ValueError, match=r"weight is float64 of shape \(2, 2\), here it is float32 of shape \(3, 2\)"):
         wb.Recorder(tmp_path, nn.Linear(2, 3)).__enter__()
     assert not (tmp_path / LOCK).exists()
 
@@ -294,7 +307,7 @@ def test_a_full_disk_leaves_whole_files_only(tmp_path: Path, monkeypatch: pytest
     held = wb.Trajectory.open(tmp_path).weights(2)
     with wb.Recorder(tmp_path, model, every=1) as rec, monkeypatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", _half_then_full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=r"the disk is full: step-000000003.safetensors was not written"):
             rec.step()
     assert not list(tmp_path.rglob(".*.tmp"))
     assert torch.equal(wb.Trajectory.open(tmp_path).weights(2)["weight"], held["weight"])
@@ -302,7 +315,7 @@ def test_a_full_disk_leaves_whole_files_only(tmp_path: Path, monkeypatch: pytest
 
 def _half_then_full(tensors, path, metadata=None) -> None:
     Path(path).write_bytes(b"half of it")
-    raise OSError(28, "No space left on device")
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 def test_wrappers_are_looked_through(tmp_path: Path) -> None:
@@ -348,7 +361,7 @@ def test_what_a_record_cannot_say_is_refused_before_training(tmp_path: Path, arg
 
 
 def test_examples_too_large_to_store_name_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.dynamics.recorder.SMALL", 1000)
+    monkeypatch.setattr("workbench.dynamics.examples.SMALL", 1000)
     data = (torch.zeros(100, 8), torch.zeros(100))
     with pytest.raises(ValueError, match="module:callable"):
         wb.Recorder(tmp_path, nn.Linear(8, 1), data=data).__enter__()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench import record
-from workbench.data import freeze, leaves
+from workbench.dynamics.examples import Examples, pack
 from workbench.dynamics.lock import take
 from workbench.dynamics.schedule import Every, LogSpaced, Moment, Schedule, log_spaced
 from workbench.fingerprint import digest
@@ -25,12 +27,6 @@ from workbench.record import Line, Manifest
 from workbench.twin import unwrap
 
 __all__ = ["Recorder", "log_spaced"]
-
-SMALL = 64 * 2**20
-"""Bytes up to which the probing examples are stored in the record."""
-
-STREAMED = 2048
-"""Examples that are stored from a stream, which does not say how many it has."""
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _TAKEN = ("wall_time", "recorder_seconds")
@@ -129,42 +125,49 @@ class Recorder:
         for half in (*self.folder.glob(".*.tmp"), *(self.folder / record.CHECKPOINTS).glob(".*.tmp")):
             half.unlink()  # a writer that was killed left them; the lock says that nobody is writing them now
         known = record.checkpoint_steps(self.folder) if (self.folder / record.MANIFEST).exists() else ()
-        _, whole = record.read_lines(self.folder / record.SCALARS)
+        whole = record.read_lines(self.folder / record.SCALARS)[1] if known else 0
         if known:
             self._step = self._saved = self._continue(known)
             self._superseding = True
-        else:
-            self._begin()
-            whole = 0
+        self._describe(Manifest.read(self.folder) if known else None)
         self._scalars = (self.folder / record.SCALARS).open("ab", buffering=0)
         self._scalars.truncate(whole)
         if not known:
             self._checkpoint()
             self._write(Line(0, time.time(), self._cost))
 
-    def _begin(self) -> None:
-        kept, _ = record.tensors_of(self._model)
-        data = _store_examples(self.folder, self._data)
-        tensors = {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in kept.items()}
+    def _describe(self, old: Manifest | None) -> None:
+        """Write the manifest and the examples; of an older one, what was not given anew is kept."""
         model = f"{type(self._model).__module__}:{type(self._model).__qualname__}"
-        built, schedule = (self._build, self._build_args), repr(self._schedule)
-        made = Manifest(model, tensors, *built, data, self._loss, self._norm, schedule, dict(versions()))
-        record.write_text(self.folder / record.MANIFEST, made.to_text())
+        examples = Examples({"callable": _named("data", self._data)}, {}) if isinstance(self._data, str) else None
+        examples = pack(self._data) if examples is None and self._data is not None else examples
+        given = {
+            "build": self._build,
+            "build_args": self._build_args if self._build else None,
+            "data": examples.words if examples else None,
+            "loss": self._loss,
+            "norm": self._norm,
+            "schedule": repr(self._schedule),
+        }
+        fresh = Manifest(model, _shapes(self._model), versions=dict(versions()))
+        made = replace(old or fresh, **{name: value for name, value in given.items() if value is not None})
+        if made != old:
+            if examples:
+                examples.store(self.folder)
+            record.write_text(self.folder / record.MANIFEST, made.to_text())
 
     def _continue(self, known: tuple[int, ...]) -> int:
         """The step from which an existing record goes on."""
-        kept, _ = record.tensors_of(self._model)
-        held = {n: (tuple(t["shape"]), t["dtype"]) for n, t in Manifest.read(self.folder).tensors.items()}
-        mine = {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in kept.items()}
+        held, mine = Manifest.read(self.folder).tensors, _shapes(self._model)
         if held != mine:
             name = next(n for n in [*mine, *held] if held.get(n) != mine.get(n))
             raise ValueError(
-                f"{self.folder} holds the record of another model: its {name} is {held.get(name, 'absent')}, here it "
-                f"is {mine.get(name, 'absent')}; choose another folder or delete that one."
+                f"{self.folder} holds the record of another model: its {name} is {_shape(held.get(name))}, here it is "
+                f"{_shape(mine.get(name))}; choose another folder or delete that one."
             )
         if self._resume is not None:
             return self._resumable(known)
-        here = digest(kept)
+        here = digest(record.tensors_of(self._model)[0])
         for step in reversed(known):
             if record.load_header(record.checkpoint_path(self.folder, step)).get("digest") == here:
                 return step
@@ -209,11 +212,15 @@ class Recorder:
         self._write(Line(self._step, time.time(), self._cost, resumed=True))
 
     def _write(self, line: Line) -> None:
-        self._scalars.write(line.to_bytes())
+        """One system call, so that a kill leaves the line whole or cut short at the end of the file."""
+        size, content = self._scalars.seek(0, os.SEEK_END), line.to_bytes()
+        if self._scalars.write(content) < len(content):
+            self._scalars.truncate(size)
+            raise record.full(self.folder / record.SCALARS)
 
     def _checkpoint(self) -> None:
         kept, tied = record.tensors_of(self._model)
-        host = {name: t.to("cpu", copy=True) for name, t in kept.items()}
+        host = {name: t.cpu() for name, t in kept.items()}
         header = {"step": str(self._step), "digest": digest(host), "tied": json.dumps(tied)}
         header["training"] = json.dumps(self._model.training)
         if self._optimizer is not None:
@@ -240,6 +247,15 @@ class Recorder:
             self._scalars = None
         if self._lock is not None:
             self._lock()
+
+
+def _shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
+    kept, _ = record.tensors_of(model)
+    return {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in kept.items()}
+
+
+def _shape(held: dict[str, Any] | None) -> str:
+    return f"{held['dtype']} of shape {tuple(held['shape'])}" if held else "absent"
 
 
 def _number(name: str, value: float | Tensor) -> float:
@@ -270,34 +286,6 @@ def _jsonable(arguments: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(dict(arguments), allow_nan=False))
     except (TypeError, ValueError) as problem:
         raise TypeError(f"Recorder(build_args=...) must be values that JSON can hold; {problem}.") from None
-
-
-def _store_examples(folder: Path, data: Any) -> dict[str, Any] | None:
-    """What the manifest says about the examples, after storing them when they are values rather than a name."""
-    if data is None or isinstance(data, str):
-        return None if data is None else {"callable": _named("data", data)}
-    tensors, place = record.pack(_few(data))
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    _check_size(size)
-    record.save_tensors(folder / record.EXAMPLES, tensors, {"place": json.dumps(place)})
-    return {"file": record.EXAMPLES}
-
-
-def _few(data: Any) -> Any:
-    """All examples as plain tensors; a look at one of them tells first whether they are too many to read."""
-    one = freeze(data, max_examples=1) if hasattr(data, "__len__") else None
-    if one is not None:
-        _check_size(sum(t.numel() * t.element_size() for t in leaves(one.parts)) * (one.available or 1))
-    parts = freeze(data, max_examples=None if one is not None else STREAMED).parts
-    return parts[0] if len(parts) == 1 else list(parts)
-
-
-def _check_size(size: int) -> None:
-    if size > SMALL:
-        raise ValueError(
-            f"the examples to probe on take {size / 2**20:.0f} MB, more than the {SMALL >> 20} MB that a record holds; "
-            'give fewer of them, or data="module:callable" that returns them.'
-        )
 
 
 def _optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
