@@ -55,6 +55,7 @@ class Krylov:
     complete: bool
     done: bool
     _combine: Callable[[NDArray[np.intp]], Tensor] = field(repr=False, compare=False)
+    _rows: Callable[[], Tensor] = field(repr=False, compare=False)
 
     @property
     def converged(self) -> bool:
@@ -68,6 +69,13 @@ class Krylov:
         """
         return self._combine(np.asarray(indices, dtype=np.intp))
 
+    def span(self) -> Tensor:
+        """Orthonormal rows (len(values), size) that span all Ritz vectors: the basis itself, not a copy.
+
+        Only while this is the run's latest state; later products overwrite it.
+        """
+        return self._rows()
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -75,6 +83,8 @@ class _Plan:
     bottom: int
     tolerance: float
     confirm: bool
+    least: int = 0
+    near_zero: float = 0.0
 
     def check(self, operator: Operator, start: Tensor, basis: int | None) -> None:
         least = self.top + self.bottom + 4
@@ -101,6 +111,8 @@ def lanczos(
     basis: int | None = None,
     fresh: Fresh | None = None,
     confirm: bool = True,
+    least: int = 0,
+    near_zero: float = 0.0,
     store: Store = "operator",
     host: bool = False,
 ) -> Iterator[Krylov]:
@@ -119,10 +131,14 @@ def lanczos(
     wanted value moves, the run goes on until converged and checks again. This is a strong test, not a proof. An end
     of which only one pair is wanted is not checked: its multiplicity does not matter.
 
+    ``least`` products are made in any case, since a quadrature wants depth. The residual of a bottom pair need not fall
+    below ``tolerance`` · ``near_zero`` · max |value|: where nothing is clearly negative, the smallest eigenvalue is one
+    of many near zero and would never be resolved relative to its own size.
+
     Raises ValueError for unusable settings and ArithmeticError when a product is not finite. Source: Paige 1976; Wu
     and Simon 2000 (thick restart); Ruhe 1979 (several pending vectors).
     """
-    plan = _Plan(top, bottom, tolerance, confirm)
+    plan = _Plan(top, bottom, tolerance, confirm, least, near_zero)
     plan.check(operator, start, basis)
     rows = 1 + (basis or max(32, 2 * (top + bottom) + 10))
     run = _Run(plan, Factorisation(operator, rows, fresh, store=store, host=host))
@@ -256,7 +272,10 @@ class _Run:
         space, n, tolerance = self.space, self.space.n, self.plan.tolerance
         values, vectors = space.ritz()
         residuals = np.maximum(space.residuals(vectors), space.precision.unit * space.scale)
-        allowed = np.maximum(tolerance * np.abs(values), space.precision.floor * space.scale)
+        sizes = np.abs(values)
+        low = slice(max(n - self.bottom, 0), n)
+        sizes[low] = np.maximum(sizes[low], self.plan.near_zero * sizes.max())
+        allowed = np.maximum(tolerance * sizes, space.precision.floor * space.scale)
         ratios = np.divide(residuals, allowed, out=np.zeros(n), where=allowed > 0)
         if not space.complete and (space.products < FEWEST_STEPS or n < self.top + self.bottom):
             ratios[:] = np.inf
@@ -291,7 +310,7 @@ class _Run:
 
     def settle(self, look: _Look) -> None:
         """Begin, follow or end the check for missed pairs."""
-        met, chain = not look.unmet.size, self.chain
+        met, chain = not look.unmet.size and self.space.products >= self.plan.least, self.chain
         if not self.matters:
             self.unchecked, self.confirmed = met, met and self.plan.confirm
         elif not met or (chain is not None and chain.running):
@@ -338,21 +357,23 @@ class _Run:
             confirmed=self.confirmed or space.complete,
             complete=space.complete,
             done=space.complete or (look.worst <= 1 and (self.confirmed or self.unchecked)),
-            _combine=self.combiner(look.vectors),
+            _combine=self.current(lambda indices: self.space.combine(look.vectors[:, indices])),
+            _rows=self.current(lambda: self.space.basis.rows[: self.space.n]),
         )
 
-    def combiner(self, vectors: Floats) -> Callable[[NDArray[np.intp]], Tensor]:
+    def current(self, get: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``get``, guarded: an error once the run has gone on and the basis holds something else."""
         stamp, space = self.space.products, self.space
 
-        def combine(indices: NDArray[np.intp]) -> Tensor:
+        def guarded(*given: NDArray[np.intp]) -> Tensor:
             if space.products != stamp:
                 raise RuntimeError(
                     f"The Ritz vectors of product {stamp} are gone: the run is at product {space.products}. "
                     "Take them before asking the run for its next state."
                 )
-            return space.combine(vectors[:, indices])
+            return get(*given)
 
-        return combine
+        return guarded
 
 
 def _padded(array: NDArray[_Entry], count: int) -> NDArray[_Entry]:
