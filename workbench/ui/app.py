@@ -1,0 +1,355 @@
+"""The bench as a web page, by Panel: the same session, job, schema and figures as in JupyterLab, on another toolkit.
+
+``serve(folder)`` serves the runs under a folder on this machine alone (loopback), without anything from the internet. Each
+browser tab has a session of its own. Readings are drawn in the page's own thread, one at a time, the newest first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workbench.draw.screen import screen
+from workbench.probe import Reading
+from workbench.trajectory import Trajectory
+from workbench.ui import form, look
+from workbench.ui.session import Session
+
+BUDGETS = {"no limit": 0.0, "1 s": 1.0, "5 s": 5.0, "20 s": 20.0, "1 min": 60.0, "5 min": 300.0}
+LOOPBACK = "127.0.0.1"
+PAGE_SHEET = """
+:root { color-scheme: light; }
+body { background: #f4f6f7; font-family: system-ui, sans-serif; }
+"""
+
+
+def app(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, trust: bool = False) -> Any:
+    """A Panel page on a Subject, Pair, Trajectory or Runs, or on a folder of recorded runs, to be served or shown.
+
+    Args:
+        target: what to look at, or the folder (a path) that holds runs.
+        model, data, loss: what the record of a Trajectory lacks; as in ``wb.Subject``.
+        trust: permit importing builders that a record names and that lie outside Workbench.
+
+    Raises:
+        FileNotFoundError: the folder holds no runs.
+    """
+    import panel as pn
+
+    pn.extension("plotly", raw_css=[PAGE_SHEET])
+    if not isinstance(target, str | Path):
+        return Page({"": lambda: Session(target, model=model, data=data, loss=loss)}).view
+    return Page({name: _opener(folder, trust) for name, folder in runs_in(target).items()}).view
+
+
+def serve(
+    folder: str | Path, port: int | None = None, trust: bool = False, open_browser: bool = True, block: bool = True
+) -> Any:
+    """Serve the runs under ``folder`` at http://127.0.0.1:port until interrupted.
+
+    Args:
+        folder: a folder of recorded runs, or one run.
+        port: None takes a free one.
+        trust: as for :func:`app`.
+        open_browser: open the page in the default browser.
+        block: False returns the server at once, which then runs in a thread; ``stop()`` ends it.
+
+    Raises:
+        FileNotFoundError: no runs there. OSError: the port is taken.
+    """
+    import panel as pn
+
+    runs_in(folder)  # an empty folder is said here, not in a page
+    port = port or _free_port()
+    return pn.serve(
+        {"/": lambda: app(folder, trust=trust)},
+        port=port,
+        address=LOOPBACK,
+        websocket_origin=[f"{LOOPBACK}:{port}", f"localhost:{port}"],
+        title="Workbench",
+        show=open_browser,
+        threaded=not block,
+    )
+
+
+def runs_in(folder: str | Path) -> dict[str, Path]:
+    """Every recorded run at or below a folder, by its path from there.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    from workbench.record import MANIFEST
+
+    root = Path(folder)
+    found = {p.parent.relative_to(root).as_posix(): p.parent for p in sorted(root.rglob(MANIFEST))}
+    if not found:
+        raise FileNotFoundError(f"{root} holds no recorded runs; record one with wb.Recorder, or name another folder.")
+    return {root.name if name == "." else name: path for name, path in found.items()}
+
+
+def _opener(folder: Path, trust: bool) -> Callable[[], Session]:
+    return lambda: Session(Trajectory.open(folder, trust=trust))
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind((LOOPBACK, 0))
+        return int(s.getsockname()[1])
+
+
+class Page:
+    """One tab: a run chosen among ``openers``, its session, and the controls. ``view`` is what Panel shows."""
+
+    def __init__(self, openers: dict[str, Callable[[], Session]]) -> None:
+        import panel as pn
+
+        self._openers, self._document = openers, pn.state.curdoc
+        self._lock, self._waiting, self._quiet = threading.Lock(), dict[str, Any](), False
+        self.session: Any = None
+        self._make_choosers(list(openers))
+        self._make_answer()
+        self._make_exits()
+        self.view = self._arranged()
+        self._connect()
+        # What other threads ask of a page that is still being made can be lost, so the work begins once it is there.
+        pn.state.onload(self._guarded(self._open))
+        pn.state.on_session_destroyed(lambda _: self.session and self.session.job.close(0.0))
+
+    # Parts ----------------------------------------------------------------------------------------------------------
+
+    def _make_choosers(self, runs: list[str]) -> None:
+        import panel as pn
+
+        wide = {"sizing_mode": "stretch_width"}
+        self.folder = pn.widgets.Select(
+            label="run", options=runs, visible=len(runs) > 1, css_classes=["wb-folder"], **wide
+        )
+        self.label = pn.widgets.Select(label="member", visible=False, **wide)
+        self.step = pn.widgets.DiscreteSlider(label="checkpoint", options=[0], css_classes=["wb-step"], **wide)
+        self.probe = pn.widgets.Select(label="probe", css_classes=["wb-probe"], **wide)
+        self.about = pn.pane.HTML(**wide)
+        self.form = pn.Column(margin=0, **wide)
+        self.seed = pn.widgets.IntInput(label="seed", value=0, start=0, css_classes=["wb-seed"], **wide)
+        self.budget = pn.widgets.Select(label="time limit", options=BUDGETS, value=0.0, **wide)
+        self.run = pn.widgets.Button(label="Run", css_classes=["wb-run"], **wide)
+        self.cancel = pn.widgets.Button(label="Cancel", disabled=True, css_classes=["wb-cancel"], **wide)
+
+    def _make_answer(self) -> None:
+        import panel as pn
+
+        wide = {"sizing_mode": "stretch_width"}
+        self.bar = pn.indicators.Progress(value=0, max=100, bar_color="primary", **wide)
+        self.progress = pn.pane.HTML()
+        self.figure = pn.pane.Plotly(
+            None, css_classes=["wb-figure"], config={"responsive": True, "displaylogo": False}, **wide
+        )
+        self.summary = pn.pane.HTML(css_classes=["wb-summary-box"], **wide)
+        self.status = pn.pane.HTML(css_classes=["wb-status"], **wide)
+
+    def _make_exits(self) -> None:
+        import panel as pn
+
+        self.venue = pn.widgets.Select(label="venue", width=150, css_classes=["wb-venue"])
+        self.column = pn.widgets.Select(label="column", width=90, css_classes=["wb-column"])
+        self.format = pn.widgets.Select(
+            label="format", options=["pdf", "svg", "pgf", "png"], width=90, css_classes=["wb-format"]
+        )
+        kinds = ["full", "anonymous", "none"]
+        self.provenance = pn.widgets.Select(label="provenance", options=kinds, width=130, css_classes=["wb-provenance"])
+        self.file = pn.widgets.TextInput(
+            label="file", value="figure", sizing_mode="stretch_width", css_classes=["wb-file"]
+        )
+        self.export = pn.widgets.Button(label="Export", align="end", css_classes=["wb-export"])
+        self.code = pn.pane.HTML(sizing_mode="stretch_width", css_classes=["wb-code-box"])
+
+    def _arranged(self) -> Any:
+        import panel as pn
+
+        sheet = {"stylesheets": [look.SHEET]}
+        buttons = pn.Row(self.run, self.cancel, sizing_mode="stretch_width", margin=0)
+        left = [self.folder, self.label, self.step, self.probe, self.about, self.form, self.seed, self.budget, buttons]
+        right = [pn.Row(self.bar, self.progress, sizing_mode="stretch_width"), self.figure, self.summary, self.status]
+        out = pn.Row(
+            self.venue, self.column, self.format, self.provenance, self.file, self.export, sizing_mode="stretch_width"
+        )
+        card = {"css_classes": ["wb-card"], "margin": 5, **sheet}
+        self.head = pn.pane.HTML(stylesheets=[look.SHEET])
+        main = pn.Row(
+            pn.Column(*left, width=340, **card),
+            pn.Column(*right, sizing_mode="stretch_width", **card),
+            sizing_mode="stretch_width",
+        )
+        for pane in (self.about, self.progress, self.summary, self.status, self.code):
+            pane.stylesheets = [look.SHEET]
+        export = pn.Column(
+            pn.pane.HTML('<div class="wb-heading">Export for a paper</div>', **sheet),
+            out,
+            sizing_mode="stretch_width",
+            **card,
+        )
+        code = pn.Column(
+            pn.pane.HTML('<div class="wb-heading">Copy as code</div>', **sheet),
+            self.code,
+            sizing_mode="stretch_width",
+            **card,
+        )
+        return pn.Column(
+            self.head,
+            main,
+            export,
+            code,
+            css_classes=["wb-bench"],
+            sizing_mode="stretch_width",
+            max_width=1500,
+            **sheet,
+        )
+
+    def _connect(self) -> None:
+        for control, event, answer in (
+            (self.folder, "value", self._open),
+            (self.label, "value", self._visited),
+            (self.step, "value", self._moved),
+            (self.probe, "value", self._chosen),
+            (self.seed, "value", self._moved),
+            (self.budget, "value", self._moved),
+            (self.run, "clicks", self._run),
+            (self.cancel, "clicks", self._stop),
+            (self.venue, "value", self._offer_columns),
+            (self.export, "clicks", self._export),
+        ):
+            control.param.watch(self._guarded(answer), event)
+
+    # Callbacks ------------------------------------------------------------------------------------------------------
+
+    def _guarded(self, work: Callable[[], Any]) -> Callable[..., None]:
+        """A callback whose exceptions are shown in the page."""
+
+        def run(*_: Any) -> None:
+            if self._quiet:
+                return
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
+                words = look.status(look.problem(error), error=True)
+                self._later("status", lambda: setattr(self.status, "object", words))
+
+        return run
+
+    def _open(self) -> None:
+        """Open the chosen run in a session of its own and measure with the first probe."""
+        if self.session is not None:
+            self.session.job.close(0.0)
+        self.session = session = self._openers[self.folder.value or ""]()
+        session.on_reading, session.on_state = self._heard, self._told
+        self._quiet = True
+        try:
+            self.head.object = look.title(session.target)
+            self.label.param.update(options=list(session.labels), visible=bool(session.labels))
+            self.step.param.update(visible=bool(session.steps))
+            if session.steps:
+                self.step.param.update(options=list(session.steps), value=session.order.step)
+            self.probe.param.update(options=list(session.probes), value=session.order.probe.name)
+        finally:
+            self._quiet = False
+        self._show_form()
+        session.chore(self._guarded(self._fill_venues))
+        self._submit()
+
+    def _visited(self) -> None:
+        self.session.visit(self.label.value)
+        self._submit()
+
+    def _moved(self) -> None:
+        session = self.session
+        if session.steps:
+            session.move(self.step.value)
+        session.limit(self.seed.value or 0, self.budget.value or None)
+        session.settle(self._read())
+        self._submit()
+
+    def _chosen(self) -> None:
+        self.session.choose(self.probe.value)
+        self._show_form()
+        self._submit()
+
+    def _run(self) -> None:
+        self.session.settle(self._read())
+        self._submit(again=True)
+
+    def _stop(self) -> None:
+        self.session.cancel()
+
+    def _submit(self, again: bool = False) -> None:
+        self.status.object = ""
+        self.code.object = look.code(self.session.code())
+        self.session.submit(again)
+
+    def _fill_venues(self) -> None:
+        venues = list(self.session.venues)
+        self._later("venues", lambda: self.venue.param.update(options=venues, value=venues[0]))
+
+    def _offer_columns(self) -> None:
+        columns = list(self.session.venues[self.venue.value])
+        self.column.param.update(options=columns, value=columns[0])
+
+    def _export(self) -> None:
+        path = f"{self.file.value.removesuffix('.' + self.format.value)}.{self.format.value}"
+        asked = (path, self.venue.value, self.column.value, self.provenance.value)
+        self.status.object = look.status(f"Writing {path} ...")
+
+        def write() -> None:
+            words = look.status(self.session.export(*asked))
+            self._later("status", lambda: setattr(self.status, "object", words))
+
+        self.session.chore(self._guarded(write))
+
+    # What the person sees -------------------------------------------------------------------------------------------
+
+    def _show_form(self) -> None:
+        probe = self.session.order.probe
+        self.about.object = look.about(type(probe))
+        shown, self._read = form.panel(type(probe), probe, self._guarded(self._moved))
+        self.form[:] = [shown]
+        self.step.disabled = not self.session.needs_step
+
+    def _heard(self, reading: Reading) -> None:
+        """In the job's thread: make the picture here, hand it to the page's thread."""
+        picture, rows = screen(reading.figure()), look.summary(reading.summary, reading.notes)
+
+        def show() -> None:
+            self.figure.object = picture
+            self.summary.object = rows
+
+        self._later("reading", show)
+
+    def _told(self, state: Any) -> None:
+        def show() -> None:
+            self.bar.value = round(100 * state.done)
+            self.progress.object = look.progress(state)
+            self.cancel.disabled = not state.busy
+            if state.message:
+                self.status.object = look.status(
+                    state.message, error=state.status == "failed" or " raised " in state.message
+                )
+
+        self._later("state", show)
+
+    def _later(self, kind: str, work: Callable[[], None]) -> None:
+        """Do this in the page's thread; what still waits of the same kind is out of date and dropped."""
+        if self._document is None or not self._document.session_context:
+            work()
+            return
+        with self._lock:
+            self._waiting.pop(kind, None)
+            self._waiting[kind] = work
+        self._document.add_next_tick_callback(self._catch_up)
+
+    def _catch_up(self) -> None:
+        with self._lock:
+            work, self._waiting = list(self._waiting.values()), {}
+        for one in work:
+            one()

@@ -1,0 +1,302 @@
+"""The bench in JupyterLab: controls on the left, the live picture on the right, export and code below.
+
+Callbacks arrive on threads of the kernel's choosing, also while a cell runs, so none of them computes: they read the
+controls, hand an order to the session, and return. The job's thread draws.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import anywidget
+import ipywidgets as ipw
+import traitlets
+
+from workbench.draw.shared import LiveFigure
+from workbench.probe import Reading
+from workbench.ui import form, look
+from workbench.ui.session import Session
+from workbench.ui.still import Still
+
+BUDGETS = {"no limit": 0.0, "1 s": 1.0, "5 s": 5.0, "20 s": 20.0, "1 min": 60.0, "5 min": 300.0}
+FORMATS = ("pdf", "svg", "pgf", "png")
+
+
+def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, store: Any = None) -> Bench:
+    """Open a bench on a Subject, Pair, Trajectory or Runs, and show it.
+
+    Args:
+        target: what to look at.
+        model, data, loss: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
+        store: where readings are kept and asked for; beside the run when None.
+
+    The first probe runs at once. Below the bench a still picture of the newest finished reading is kept in the notebook,
+    hidden while the bench is alive, so that the notebook shows it where there is no kernel.
+
+    Raises:
+        TypeError, LookupError: as :class:`~workbench.ui.session.Session`.
+    """
+    bench = Bench(Session(target, model=model, data=data, loss=loss, store=store))
+    bench.show()
+    return bench
+
+
+class Page(anywidget.AnyWidget):
+    """A button that puts ``text`` on the clipboard; it also tells how many pixels of ``room`` the picture has."""
+
+    _esm = look.SCRIPT
+    text = traitlets.Unicode().tag(sync=True)
+    room = traitlets.Int(600).tag(sync=True)
+
+
+class Bench:
+    """The widgets of one session. ``view`` is what is shown; the other attributes are its parts, by name."""
+
+    words: ClassVar[str] = "A Workbench bench: live where a kernel runs; elsewhere see the picture below."
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.still = session, Still(session)
+        session.on_reading, session.on_state, session.job.ready = (
+            self._draw,
+            self._tell,
+            lambda: self.figure.acknowledged,
+        )
+        self._lock, self._quiet = threading.RLock(), False
+        self._make_choosers()
+        self._make_answer()
+        self._make_exits()
+        self.view = self._arranged()
+        self._show_form()
+        self._connect()
+        session.chore(self._guarded(self._fill_venues))
+
+    # Parts ----------------------------------------------------------------------------------------------------------
+
+    def _make_choosers(self) -> None:
+        session = self.session
+        steps = session.steps or (0,)
+        self.run_choice = ipw.Dropdown(options=session.labels, description="run", **_wide()).add_class("wb-run-choice")
+        self.step = ipw.SelectionSlider(options=steps, value=steps[-1], description="checkpoint", **_wide()).add_class(
+            "wb-step"
+        )
+        self.probe = ipw.Dropdown(options=list(session.probes), description="probe", **_wide()).add_class("wb-probe")
+        self.about = ipw.HTML().add_class("wb-about-box")
+        self.form = ipw.VBox().add_class("wb-form-box")
+        self.seed = ipw.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **_wide()).add_class("wb-seed")
+        self.budget = ipw.Dropdown(options=list(BUDGETS.items()), value=0.0, description="time limit", **_wide())
+        self.budget.add_class("wb-budget")
+        # Value widgets, not buttons: a button's click waits while a cell runs, a value's change does not.
+        look_ = {"layout": ipw.Layout(flex="1 1 0", width="auto")}
+        self.run = ipw.ToggleButton(description="Run", icon="play", tooltip="Measure again", **look_).add_class(
+            "wb-run"
+        )
+        self.cancel = ipw.ToggleButton(description="Cancel", icon="stop", disabled=True, **look_).add_class("wb-cancel")
+        self.explain = ipw.ToggleButton(
+            description="?", tooltip="Explain the settings", layout=ipw.Layout(width="36px")
+        )
+        self.explain.add_class("wb-explain")
+
+    def _make_answer(self) -> None:
+        self.bar = ipw.FloatProgress(0.0, min=0.0, max=1.0, layout=ipw.Layout(width="auto")).add_class("wb-bar")
+        self.progress = ipw.HTML().add_class("wb-progress")
+        self.figure = LiveFigure().add_class("wb-figure")
+        self.summary = ipw.HTML().add_class("wb-summary-box")
+        self.status = ipw.HTML().add_class("wb-status")
+
+    def _make_exits(self) -> None:
+        self.venue = ipw.Dropdown(options=["workbench"], description="venue", **_narrow()).add_class("wb-venue")
+        self.column = ipw.Dropdown(options=["half", "full"], description="column", **_narrow()).add_class("wb-column")
+        self.format = ipw.Dropdown(options=FORMATS, description="format", **_narrow()).add_class("wb-format")
+        kinds = ["full", "anonymous", "none"]
+        self.provenance = ipw.Dropdown(options=kinds, description="provenance", **_narrow()).add_class("wb-provenance")
+        self.file = ipw.Text("figure", description="file", continuous_update=False, **_narrow()).add_class("wb-file")
+        self.export = ipw.ToggleButton(description="Export", icon="download", layout=ipw.Layout(width="110px"))
+        self.export.add_class("wb-export")
+        self.code = ipw.HTML(layout=ipw.Layout(flex="1 1 auto")).add_class("wb-code-box")
+        self.copy = Page().add_class("wb-copy")
+
+    def _arranged(self) -> Any:
+        buttons = ipw.HBox([self.run, self.cancel, self.explain]).add_class("wb-buttons")
+        where = [*([self.run_choice] if self.session.labels else []), *([self.step] if self.session.steps else [])]
+        left = ipw.VBox([*where, self.probe, self.about, self.form, self.seed, self.budget, buttons])
+        left.layout = ipw.Layout(flex="1 1 320px", max_width="420px", min_width="290px")
+        bar = ipw.HBox([self.bar, self.progress]).add_class("wb-bar-row")
+        right = ipw.VBox(
+            [bar, self.figure, self.summary, self.status], layout=ipw.Layout(flex="3 1 520px", min_width="0")
+        )
+        main = ipw.HBox([_card(left, "wb-left"), _card(right, "wb-right")]).add_class("wb-main")
+        out = ipw.HBox([self.venue, self.column, self.format, self.provenance, self.file, self.export]).add_class(
+            "wb-row"
+        )
+        export = ipw.VBox([_heading("Export for a paper"), out])
+        code = ipw.VBox([_heading("Copy as code"), ipw.HBox([self.code, self.copy]).add_class("wb-row")])
+        sheet = ipw.HTML(f"<style>{look.SHEET}</style>", layout=ipw.Layout(display="none"))
+        head = ipw.HTML(look.title(self.session.target))
+        parts = [sheet, head, main, _card(export, "wb-exports"), _card(code, "wb-codes")]
+        return ipw.VBox(parts).add_class("wb-bench").add_class("wb-empty")
+
+    def _connect(self) -> None:
+        for control, answer in (
+            (self.run_choice, self._visited),
+            (self.step, self._moved),
+            (self.probe, self._chosen),
+            (self.seed, self._moved),
+            (self.budget, self._moved),
+            (self.explain, self._explained),
+            (self.venue, self._offer_columns),
+        ):
+            control.observe(self._guarded(answer), "value")
+        self.copy.observe(lambda _: self.session.chore(self._guarded(self._redraw)), "room")
+        for button, answer in ((self.run, self._run), (self.cancel, self._stop), (self.export, self._export)):
+            button.observe(self._pressed(button, answer), "value")
+
+    # Callbacks: each through one wrapper, none computes -----------------------------------------------------------------
+
+    def _guarded(self, work: Callable[[], Any]) -> Callable[..., None]:
+        """A callback whose exceptions are shown: Jupyter shows them nowhere."""
+
+        def run(*_: Any) -> None:
+            if self._quiet:
+                return
+            try:
+                with self._lock:
+                    work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
+                self._say(look.problem(error), error=True)
+
+        return run
+
+    def _pressed(self, button: Any, work: Callable[[], Any]) -> Callable[..., None]:
+        """A toggle button as a push button: it springs back, and only going down counts."""
+        act = self._guarded(work)
+
+        def run(change: Any) -> None:
+            if change["new"]:
+                button.value = False
+                act()
+
+        return run
+
+    def _moved(self) -> None:
+        """Anything on the left was changed: take it all and measure."""
+        session = self.session
+        if session.steps:
+            session.move(self.step.value)
+        session.limit(self.seed.value, self.budget.value or None)
+        session.settle(self._read())
+        self._submit()
+
+    def _chosen(self) -> None:
+        self.session.choose(self.probe.value)
+        self._show_form()
+        self._submit()
+
+    def _visited(self) -> None:
+        self.session.visit(self.run_choice.value)
+        if self.session.steps:
+            self._quiet = True
+            try:
+                self.step.options = self.session.steps
+                self.step.value = self.session.order.step
+            finally:
+                self._quiet = False
+        self._submit()
+
+    def _run(self) -> None:
+        self.session.settle(self._read())
+        self._submit(again=True)
+
+    def _submit(self, again: bool = False) -> None:
+        self._say("")
+        self._show_code()
+        self.view.add_class("wb-stale")
+        self.session.submit(again)
+
+    def _stop(self) -> None:
+        self.session.cancel()
+
+    def _explained(self) -> None:
+        (self.form.add_class if self.explain.value else self.form.remove_class)("wb-explained")
+
+    def _offer_columns(self) -> None:
+        self.column.options = list(self.session.venues[self.venue.value])
+
+    def _export(self) -> None:
+        path = f"{self.file.value.removesuffix('.' + self.format.value)}.{self.format.value}"
+        asked = (path, self.venue.value, self.column.value, self.provenance.value)
+        self._say(f"Writing {path} ...")
+        self.session.chore(self._guarded(lambda: self._say(self.session.export(*asked))))
+
+    def _fill_venues(self) -> None:
+        self.venue.options = list(self.session.venues)
+
+    # What the person sees ------------------------------------------------------------------------------------------------
+
+    def _show_form(self) -> None:
+        probe = self.session.order.probe
+        self.about.value = look.about(type(probe))
+        shown, self._read = form.widgets(type(probe), probe, self._guarded(self._moved))
+        self.form.children = (shown,)
+        self.step.disabled = not self.session.needs_step
+        self._show_code()
+
+    def _show_code(self) -> None:
+        self.copy.text = self.session.code()
+        self.code.value = look.code(self.copy.text)
+
+    def _say(self, words: str, error: bool = False) -> None:
+        self.status.value = look.status(words, error) if words else ""
+
+    def _tell(self, state: Any) -> None:
+        """The job's state changed."""
+        self.bar.value = state.done
+        self.bar.bar_style = {"failed": "danger", "cancelled": "warning"}.get(state.status, "")
+        self.progress.value = look.progress(state)
+        self.cancel.disabled = not state.busy
+        if state.message:
+            self._say(state.message, error=state.status == "failed" or " raised " in state.message)
+
+    def _draw(self, reading: Reading) -> None:
+        """A reading came; called in the job's thread."""
+        self.figure.update_from(look.fitted(reading.figure(), self.copy.room))
+        self.summary.value = look.summary(reading.summary, reading.notes)
+        self.view.remove_class("wb-stale").remove_class("wb-empty")
+        if reading.done == 1:
+            self.still.keep(reading)
+
+    def _redraw(self) -> None:
+        """The page has more or less room than before."""
+        if self.session.latest is not None:
+            self.figure.update_from(look.fitted(self.session.latest.figure(), self.copy.room))
+
+    # Notebook ------------------------------------------------------------------------------------------------------------
+
+    def show(self) -> None:
+        """Show the bench as the output of this cell, and its still picture as the next one."""
+        self._submit()
+        self.still.show(self.view, self.words)
+
+    def _ipython_display_(self) -> None:
+        if not self.still.shown_here:
+            self.still.show(self.view, self.words)
+
+    def __repr__(self) -> str:
+        return f"<Bench on {self.session.target!r}>"
+
+
+def _wide() -> dict[str, Any]:
+    return {"layout": ipw.Layout(width="auto"), "style": {"description_width": "8em"}}
+
+
+def _narrow() -> dict[str, Any]:
+    return {"layout": ipw.Layout(width="auto", flex="1 1 150px"), "style": {"description_width": "6em"}}
+
+
+def _card(content: Any, name: str) -> Any:
+    return content.add_class("wb-card").add_class(name)
+
+
+def _heading(words: str) -> Any:
+    return ipw.HTML(f'<div class="wb-heading">{words}</div>')

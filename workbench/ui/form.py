@@ -1,0 +1,377 @@
+"""A form for any settings, built from their schema alone: :func:`widgets` for JupyterLab, :func:`panel` for a served page.
+
+Both give ``(form, read)``: something to show, and a function that makes a new frozen settings object from what it shows.
+Neither knows any probe. What is said twice here is said in two toolkits; what both must agree on stands in the middle.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.schema import Field, fields
+
+Read = Callable[[], Any]
+Changed = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Control:
+    """One setting as controls: what is shown, how its value is read, and what tells of a change."""
+
+    shown: tuple[Any, ...]
+    read: Read
+    watched: tuple[Any, ...]
+
+
+# What both toolkits agree on ------------------------------------------------------------------------------------------
+
+
+def _span(f: Field, value: Any) -> tuple[float, float]:
+    """The ends of a slider: what the schema offers, widened to hold the value that is set."""
+    assert f.range is not None
+    low, high = f.range.offered
+    return (low, high) if value is None else (min(low, value), max(high, value))
+
+
+def _start(f: Field, value: Any) -> Any:
+    """A value for the control of an optional setting that is None."""
+    if value is not None:
+        return value
+    plain = {"int": 0, "float": 0.0, "bool": False, "text": ""}
+    if f.range is not None:
+        return (int if f.kind == "int" else float)(f.range.offered[0])
+    return f.choices[0] if f.kind == "choice" else () if f.kind == "choices" else plain[f.kind]
+
+
+def _number(f: Field, value: float) -> int | float:
+    """A slider's value as the setting wants it: whole where it counts, and not past the ends by rounding."""
+    if f.range is not None and f.range.log:
+        value = min(max(value, f.range.low), f.range.high)
+    return round(value) if f.kind == "int" else float(value)
+
+
+def _chosen(f: Field, given: Any, names: Sequence[Any]) -> tuple[Any, ...]:
+    """The ticked choices in the order of the schema; in the order given where nothing was changed."""
+    return tuple(given) if set(given) == set(names) else tuple(c for c in f.choices if c in names)
+
+
+def _explained(f: Field) -> str:
+    """All that is known about a setting, for its tooltip."""
+    return "\n".join([f.doc, *(f"{value}: {words}" for value, words in f.choice_words.items())])
+
+
+def _caption(f: Field, value: Any = None) -> str:
+    words = f.choice_words.get(value, "")
+    said = f'<div class="wb-doc">{html.escape(f.doc)}</div>'
+    return said + (f'<div class="wb-choice">{html.escape(words)}</div>' if words else "")
+
+
+def nested_probes() -> dict[str, Any]:
+    """The probes that a setting of kind "probe" offers: those that look at one model."""
+    from workbench import catalog
+
+    return dict(catalog.probes("subject"))
+
+
+def ladder(low: float, high: float, also: Sequence[float] = ()) -> list[float]:
+    """Round numbers from ``low`` to ``high``, ten a decade to two digits, with the ends and ``also`` among them."""
+    first, last = math.floor(10 * math.log10(low)), math.ceil(10 * math.log10(high))
+    rungs = {float(f"{10 ** (k / 10):.2g}") for k in range(first, last + 1)}
+    return sorted({low, high, *also} | {r for r in rungs if low <= r <= high})
+
+
+# JupyterLab -----------------------------------------------------------------------------------------------------------
+
+
+def widgets(cls: type, initial: Any = None, on_change: Changed | None = None) -> tuple[Any, Read]:
+    """``(box, read)``: an ipywidgets form for the settings class ``cls`` and a function that reads new settings.
+
+    Args:
+        cls: any class whose fields the schema describes.
+        initial: settings to show first; the defaults when None.
+        on_change: called, without arguments, after a person has changed anything.
+
+    ``read`` raises ``ValueError`` with the schema's words where the settings do not fit together.
+    """
+    import ipywidgets as ipw
+
+    start = cls() if initial is None else initial
+    controls = {f.name: _ipy(f, getattr(start, f.name)) for f in fields(cls)}
+    rows = [_ipy_row(f, controls[f.name]) for f in fields(cls)]
+    for watched in (w for c in controls.values() for w in c.watched):
+        watched.observe(lambda _: on_change() if on_change else None, "value")
+    box = ipw.VBox(rows).add_class("wb-form")
+    return box, lambda: cls(**{name: c.read() for name, c in controls.items()})
+
+
+def _ipy_row(f: Field, control: Control) -> Any:
+    import ipywidgets as ipw
+
+    said = ipw.HTML(_caption(f, _maybe(control))).add_class("wb-caption")
+    for watched in control.watched if f.kind == "choice" else ():
+        watched.observe(lambda _: setattr(said, "value", _caption(f, _maybe(control))), "value")
+    return ipw.VBox([*control.shown, said]).add_class("wb-setting").add_class(f"wb-set-{f.name}")
+
+
+def _maybe(control: Control) -> Any:
+    found = control.read()
+    return found if isinstance(found, str) else None
+
+
+def _ipy(f: Field, value: Any) -> Control:
+    if f.optional and f.kind not in ("text", "probe"):
+        return _ipy_optional(f, value)
+    return _IPY[f.kind](f, value)
+
+
+def _ipy_look(f: Field) -> dict[str, Any]:
+    import ipywidgets as ipw
+
+    words = {"description": f.label, "tooltip": _explained(f)}
+    return words | {"style": {"description_width": "8em"}, "layout": ipw.Layout(width="auto")}
+
+
+def _ipy_number(f: Field, value: Any) -> Control:
+    import ipywidgets as ipw
+
+    whole, extra = f.kind == "int", {"continuous_update": f.live, **_ipy_look(f)}
+    if f.range is None:
+        made = (ipw.IntText if whole else ipw.FloatText)(value=value, **extra)
+    elif f.range.log:
+        # A hair wider than the range, so that rounding of the logarithm never moves a value at an end; read clamps it.
+        low, high = (math.log10(e) for e in _span(f, value))
+        shape = {"min": low - 1e-9, "max": high + 1e-9, "step": (high - low) / 100, "base": 10}
+        made = ipw.FloatLogSlider(value=value, readout_format=".0f" if whole else ".3g", **shape, **extra)
+    elif whole:
+        low, high = _span(f, value)
+        made = ipw.IntSlider(value=value, min=int(low), max=int(high), step=int(f.range.step or 1), **extra)
+    else:
+        low, high = _span(f, value)
+        step = f.range.step or (high - low) / 100
+        made = ipw.FloatSlider(value=value, min=low, max=high, step=step, readout_format=_digits(step), **extra)
+    return Control((made,), lambda: _number(f, made.value), (made,))
+
+
+def _digits(step: float) -> str:
+    """As many decimals as the slider's step has."""
+    return f".{max(0, math.ceil(-math.log10(step)))}f"
+
+
+def _ipy_bool(f: Field, value: Any) -> Control:
+    import ipywidgets as ipw
+
+    made = ipw.Checkbox(value=value, **_ipy_look(f))
+    return Control((made,), lambda: made.value, (made,))
+
+
+def _ipy_choice(f: Field, value: Any) -> Control:
+    import ipywidgets as ipw
+
+    made = ipw.Dropdown(options=[(str(c), c) for c in f.choices], value=value, **_ipy_look(f))
+    return Control((made,), lambda: made.value, (made,))
+
+
+def _ipy_choices(f: Field, value: Any) -> Control:
+    import ipywidgets as ipw
+
+    look = {"indent": False, "layout": ipw.Layout(width="auto")}
+    ticks = {c: ipw.Checkbox(c in value, description=str(c), tooltip=f.choice_words.get(c), **look) for c in f.choices}
+    head = ipw.Label(f.label, tooltip=_explained(f))
+    box = ipw.VBox([head, *ticks.values()]).add_class("wb-choices")
+    return Control((box,), lambda: _chosen(f, value, [c for c, t in ticks.items() if t.value]), tuple(ticks.values()))
+
+
+def _ipy_text(f: Field, value: Any) -> Control:
+    import ipywidgets as ipw
+
+    empty = "automatic" if f.optional else ""
+    made = ipw.Text(value=value or "", placeholder=empty, continuous_update=False, **_ipy_look(f))
+    return Control((made,), lambda: (made.value or None) if f.optional else made.value, (made,))
+
+
+def _ipy_optional(f: Field, value: Any) -> Control:
+    import ipywidgets as ipw
+
+    inner = _IPY[f.kind](f, _start(f, value))
+    given = ipw.Checkbox(value is not None, description=f"set {f.label}", tooltip=_explained(f))
+    given.layout.width = "auto"
+    box = ipw.VBox(inner.shown)
+
+    def open_or_shut(_: Any = None) -> None:
+        box.layout.display = "" if given.value else "none"
+
+    given.observe(open_or_shut, "value")
+    open_or_shut()
+    return Control((given, box), lambda: inner.read() if given.value else None, (given, *inner.watched))
+
+
+def _ipy_probe(f: Field, value: Any) -> Control:
+    """A dropdown of probes with the chosen one's own form below it."""
+    import ipywidgets as ipw
+
+    known = nested_probes() | ({type(value).__name__: type(value)} if value is not None else {})
+    names = [("none", "")] if f.optional else []
+    names += [(n, n) for n in known]
+    chosen = ipw.Dropdown(options=names, value="" if value is None else type(value).__name__, **_ipy_look(f))
+    told = ipw.IntText(0)  # never shown: it counts changes in the form inside, whose controls come and go
+    box, inner = ipw.VBox().add_class("wb-nested"), dict[str, Any]()
+
+    def rebuild(_: Any = None) -> None:
+        cls = known.get(chosen.value)
+        keep = value if cls is type(value) else None
+        form, inner["read"] = widgets(cls, keep, touched) if cls else (ipw.VBox(), lambda: None)
+        box.children = (form,)
+
+    def touched() -> None:
+        told.value += 1
+
+    rebuild()
+    chosen.observe(rebuild, "value")
+    return Control((chosen, box), lambda: inner["read"](), (chosen, told))
+
+
+_IPY: dict[str, Callable[[Field, Any], Control]] = {
+    "int": _ipy_number,
+    "float": _ipy_number,
+    "bool": _ipy_bool,
+    "choice": _ipy_choice,
+    "choices": _ipy_choices,
+    "text": _ipy_text,
+    "probe": _ipy_probe,
+}
+
+
+# A served page --------------------------------------------------------------------------------------------------------
+
+
+def panel(cls: type, initial: Any = None, on_change: Changed | None = None) -> tuple[Any, Read]:
+    """``(column, read)``: the same form in Panel. Arguments and errors as for :func:`widgets`."""
+    import panel as pn
+
+    start = cls() if initial is None else initial
+    controls = {f.name: _pn(f, getattr(start, f.name)) for f in fields(cls)}
+    for f in fields(cls):
+        for watched in controls[f.name].watched:
+            event = "value" if f.live or not hasattr(watched, "value_throttled") else "value_throttled"
+            watched.param.watch(lambda _: on_change() if on_change else None, event)
+    rows = [_pn_row(f, controls[f.name]) for f in fields(cls)]
+    column = pn.Column(*rows, css_classes=["wb-form"], sizing_mode="stretch_width", margin=0)
+    return column, lambda: cls(**{name: c.read() for name, c in controls.items()})
+
+
+def _pn_row(f: Field, control: Control) -> Any:
+    import panel as pn
+
+    said = pn.pane.HTML(_caption(f, _maybe(control)), css_classes=["wb-caption"], sizing_mode="stretch_width")
+    for watched in control.watched if f.kind == "choice" else ():
+        watched.param.watch(lambda _: setattr(said, "object", _caption(f, _maybe(control))), "value")
+    classes = ["wb-setting", f"wb-set-{f.name}"]
+    return pn.Column(*control.shown, said, css_classes=classes, sizing_mode="stretch_width", margin=0)
+
+
+def _pn(f: Field, value: Any) -> Control:
+    if f.optional and f.kind not in ("text", "probe"):
+        return _pn_optional(f, value)
+    return _PN[f.kind](f, value)
+
+
+def _pn_number(f: Field, value: Any) -> Control:
+    import panel as pn
+
+    whole, look = f.kind == "int", {"label": f.label, "sizing_mode": "stretch_width"}
+    if f.range is None:
+        made = (pn.widgets.IntInput if whole else pn.widgets.FloatInput)(value=value, **look)
+        return Control((made,), lambda: made.value, (made,))
+    low, high = _span(f, value)
+    if f.range.log:
+        rungs = [round(r) for r in ladder(low, high, (value,))] if whole else ladder(low, high, (value,))
+        made = pn.widgets.DiscreteSlider(
+            options={f"{r:.4g}": r for r in rungs} | {f"{value:.4g}": value}, value=value, **look
+        )
+        return Control((made,), lambda: _number(f, made.value), (made,))
+    kind = pn.widgets.EditableIntSlider if whole else pn.widgets.EditableFloatSlider
+    step = (int(f.range.step or 1)) if whole else f.range.step or (high - low) / 100
+    ends = {"start": _number(f, low), "end": _number(f, high), "step": step}
+    ends |= {"fixed_start": _number(f, f.range.low), "fixed_end": _number(f, f.range.high)}
+    made = kind(value=value, **ends, **look)
+    return Control((made,), lambda: _number(f, made.value), (made,))
+
+
+def _pn_bool(f: Field, value: Any) -> Control:
+    import panel as pn
+
+    made = pn.widgets.Checkbox(label=f.label, value=value)
+    return Control((made,), lambda: made.value, (made,))
+
+
+def _pn_choice(f: Field, value: Any) -> Control:
+    import panel as pn
+
+    options = {str(c): c for c in f.choices}
+    made = pn.widgets.Select(label=f.label, options=options, value=value, sizing_mode="stretch_width")
+    return Control((made,), lambda: made.value, (made,))
+
+
+def _pn_choices(f: Field, value: Any) -> Control:
+    import panel as pn
+
+    made = pn.widgets.CheckBoxGroup(
+        label=f.label, options={str(c): c for c in f.choices}, value=[c for c in f.choices if c in value]
+    )
+    return Control((pn.pane.HTML(html.escape(f.label)), made), lambda: _chosen(f, value, made.value), (made,))
+
+
+def _pn_text(f: Field, value: Any) -> Control:
+    import panel as pn
+
+    empty = "automatic" if f.optional else ""
+    made = pn.widgets.TextInput(label=f.label, value=value or "", placeholder=empty, sizing_mode="stretch_width")
+    return Control((made,), lambda: (made.value or None) if f.optional else made.value, (made,))
+
+
+def _pn_optional(f: Field, value: Any) -> Control:
+    import panel as pn
+
+    inner = _PN[f.kind](f, _start(f, value))
+    given = pn.widgets.Checkbox(label=f"set {f.label}", value=value is not None)
+    box = pn.Column(*inner.shown, visible=given, sizing_mode="stretch_width", margin=0)
+    return Control((given, box), lambda: inner.read() if given.value else None, (given, *inner.watched))
+
+
+def _pn_probe(f: Field, value: Any) -> Control:
+    import panel as pn
+
+    known = nested_probes() | ({type(value).__name__: type(value)} if value is not None else {})
+    options = ({"none": ""} if f.optional else {}) | {n: n for n in known}
+    start = "" if value is None else type(value).__name__
+    chosen = pn.widgets.Select(label=f.label, options=options, value=start, sizing_mode="stretch_width")
+    told = pn.widgets.IntInput(value=0)
+    box, inner = pn.Column(css_classes=["wb-nested"], sizing_mode="stretch_width"), dict[str, Any]()
+
+    def rebuild(_: Any = None) -> None:
+        cls = known.get(chosen.value)
+        keep = value if cls is type(value) else None
+        form, inner["read"] = panel(cls, keep, touched) if cls else (pn.Column(), lambda: None)
+        box[:] = [form]
+
+    def touched() -> None:
+        told.value += 1
+
+    rebuild()
+    chosen.param.watch(rebuild, "value")
+    return Control((chosen, box), lambda: inner["read"](), (chosen, told))
+
+
+_PN: dict[str, Callable[[Field, Any], Control]] = {
+    "int": _pn_number,
+    "float": _pn_number,
+    "bool": _pn_bool,
+    "choice": _pn_choice,
+    "choices": _pn_choices,
+    "text": _pn_text,
+    "probe": _pn_probe,
+}

@@ -1,0 +1,311 @@
+"""What a bench may do, without any toolkit: choose, set, run, cancel, export, say it as code. Both front ends drive this.
+
+A request is one frozen :class:`Order`. Widgets change the order and submit it; nothing is ever computed in their callbacks:
+models open and probes run in the :class:`~workbench.job.Job`'s thread, slow chores (a file, a still picture) in another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from workbench import schema
+from workbench.board import JobState
+from workbench.job import Job
+from workbench.probe import Probe, Reading
+from workbench.store import Store
+
+KINDS = ("subject", "pair", "trajectory", "runs")
+HELD_OPEN = 4
+"""Models of a trajectory that stay open, so that sliding back and forth reads no file twice."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Everything that decides a reading: the probe, where it looks, the seed and the time it may take."""
+
+    probe: Probe[Any]
+    run: str | None = None
+    step: int | None = None
+    seed: int = 0
+    seconds: float | None = None
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """What decides the numbers; settings that only change the picture are left out."""
+        measured = tuple((k, str(v)) for k, v in schema.measured(self.probe).items())
+        return type(self.probe), measured, self.run, self.step, self.seed, self.seconds
+
+
+class Session:
+    """One person's work on one target: what is chosen now, what may be chosen, and the job that answers.
+
+    Args:
+        target: a Subject, Pair, Trajectory or Runs.
+        model, data, loss: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
+        store: where readings are kept and asked for, a ``wb.Store``; the run's own when None; False for none.
+        on_reading: called with each reading worth showing, from the job's thread.
+        on_state: called with the job's state when it changes, from the job's thread or a caller's.
+
+    Raises:
+        TypeError: the target is none of the four, or model, data, loss were given with a target that has its own.
+        LookupError: no probe looks at such a target.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        *,
+        model: Any = None,
+        data: Any = None,
+        loss: Any = None,
+        store: Any = None,
+        on_reading: Callable[[Reading], None] | None = None,
+        on_state: Callable[[JobState], None] | None = None,
+    ) -> None:
+        self.given = {k: v for k, v in {"model": model, "data": data, "loss": loss}.items() if v is not None}
+        self.target, self.kind = _checked(target, self.given), target.kind
+        self.on_reading, self.on_state = on_reading, on_state
+        self._lock, self._open, self._settings = threading.RLock(), OrderedDict[Any, Any](), dict[str, Probe[Any]]()
+        self._seen: Reading | None = None
+        self._newest: Reading | None = None
+        self._submitted: Order | None = None
+        self.state = JobState()
+        self.order = self._first()
+        self.job = Job(self.target, self._heard, self._told, _store_of(self.target) if store is None else store)
+
+    # What may be chosen ---------------------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The runs to choose from; empty unless the target is a Runs."""
+        return tuple(self.target) if self.kind == "runs" else ()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The checkpoints of the chosen run; empty where there are none to choose."""
+        member = self._member(self.order.run) if self.order else self.target
+        return tuple(member.steps) if member.kind == "trajectory" else ()
+
+    @property
+    def needs_step(self) -> bool:
+        """Whether the chosen probe looks at one checkpoint, rather than at the whole path."""
+        return bool(self.steps) and self.order.probe.looks_at == "subject"
+
+    @cached_property
+    def probes(self) -> Mapping[str, type[Probe[Any]]]:
+        """The probes that can look at the target, or at a part of it, by name."""
+        from workbench import catalog
+
+        kinds = {self.kind} | ({member.kind for member in self.target.values()} if self.kind == "runs" else set())
+        kinds |= {"subject"} if "trajectory" in kinds else set()
+        found = {name: cls for kind in KINDS if kind in kinds for name, cls in catalog.probes(kind).items()}
+        if not found:
+            raise LookupError(f"no probe looks at a {self.kind}; wb.catalog.probes() lists those that there are.")
+        return found
+
+    @cached_property
+    def venues(self) -> Mapping[str, tuple[str, ...]]:
+        """Venues and the columns that each has; the first is the house style. Looks into tueplots: not in a callback."""
+        from workbench.draw.venues import HOUSE, venues
+
+        return {HOUSE: ("half", "full")} | {name: tuple(columns) for name, columns in venues().items()}
+
+    def settings(self, name: str) -> Probe[Any]:
+        """The settings last used with a probe in this session, or its defaults.
+
+        Raises:
+            KeyError: no such probe here; the message lists those that there are.
+        """
+        if name not in self.probes:
+            raise KeyError(f"there is no probe {name!r} for a {self.kind}; there are {', '.join(self.probes)}.")
+        return self._settings.get(name) or self.probes[name]()
+
+    # Choosing -------------------------------------------------------------------------------------------------------
+
+    def choose(self, name: str) -> Probe[Any]:
+        """Take the probe of that name, with the settings last used; returns them."""
+        self.settle(self.settings(name))
+        return self.order.probe
+
+    def settle(self, settings: Probe[Any]) -> None:
+        """Take these settings; they are remembered for their probe."""
+        with self._lock:
+            self._settings[settings.name] = settings
+            self.order = dataclasses.replace(self.order, probe=settings)
+
+    def visit(self, run: str) -> None:
+        """Take the run of that label, at its checkpoint nearest to the present step."""
+        with self._lock:
+            self.order = dataclasses.replace(self.order, run=run, step=_nearest(self._member(run), self.order.step))
+
+    def move(self, step: int) -> None:
+        """Take the checkpoint at that step."""
+        self.order = dataclasses.replace(self.order, step=step)
+
+    def limit(self, seed: int, seconds: float | None) -> None:
+        """Take a seed and a time budget; None is none."""
+        self.order = dataclasses.replace(self.order, seed=int(seed), seconds=seconds)
+
+    # Doing ----------------------------------------------------------------------------------------------------------
+
+    def submit(self, again: bool = False) -> None:
+        """Measure what is chosen now. Returns at once; a later call supersedes this one.
+
+        Where only settings of the picture differ from what was last asked for, the picture is drawn anew and nothing
+        is measured, unless ``again`` insists.
+        """
+        order = self.order
+        if not again and self._submitted is not None and self._submitted.numbers == order.numbers:
+            if self._seen is not None and self._seen.probe != order.probe:
+                self._heard(self._seen)
+            return
+        self._submitted = order
+        self.job.submit(order.probe, seed=order.seed, seconds=order.seconds, subject=self._look(order))
+
+    def cancel(self) -> None:
+        """Stop; what was measured so far stays."""
+        self._submitted = None
+        self.job.cancel()
+
+    @property
+    def latest(self) -> Reading | None:
+        """The reading that is on screen, in the picture's present settings."""
+        return self._seen
+
+    def export(self, path: str | Path, venue: str, column: str, provenance: str) -> str:
+        """Write the figure on screen and say where it went. Takes a second: call it through :meth:`chore`.
+
+        Raises:
+            ValueError: unknown format, venue, column, or nothing measured yet; OSError: the file cannot be written.
+        """
+        if self._seen is None:
+            raise ValueError("nothing has been measured yet; press Run, then export.")
+        chosen = None if venue == next(iter(self.venues)) else venue
+        written = self._seen.export(path, venue=chosen, column=column, provenance=provenance)
+        return f"Wrote {written} ({written.stat().st_size / 1000:.0f} kB)."
+
+    def code(self) -> str:
+        """Python that makes the same reading, given the names ``subject``, ``pair`` or ``runs`` where no file has them."""
+        order = self.order
+        seconds = "" if order.seconds is None else f", seconds={order.seconds:g}"
+        lines = ["import workbench as wb", *_imports(order.probe), *self._opening()]
+        lines.append(f"reading = {schema.code(order.probe)}.run({self._place(order)}, seed={order.seed}{seconds})")
+        return "\n".join(lines)
+
+    def chore(self, work: Callable[[], Any]) -> Future[Any]:
+        """Do something slow that is no measurement in a thread kept for it, one at a time."""
+        return self._chores.submit(work)
+
+    @cached_property
+    def _chores(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="workbench-chores")
+
+    # Inside ---------------------------------------------------------------------------------------------------------
+
+    def _first(self) -> Order:
+        self.order: Any = None
+        run = self.labels[0] if self.kind == "runs" else None
+        step = _nearest(self._member(run), None)
+        return Order(next(iter(self.probes.values()))(), run, step)
+
+    def _member(self, run: str | None) -> Any:
+        return self.target[run] if self.kind == "runs" else self.target
+
+    def _look(self, order: Order) -> Any:
+        """What the order's probe looks at, or a function that opens it in the job's thread."""
+        wanted, member = order.probe.looks_at, self._member(order.run)
+        if wanted == self.kind:
+            return self.target
+        if wanted != "subject" or member.kind != "trajectory":
+            return member
+        where = (order.run, order.step)
+        with self._lock:
+            return self._open.get(where) or (lambda: self._opened(where, member))
+
+    def _opened(self, where: tuple[str | None, Any], member: Any) -> Any:
+        subject = member.subject(where[1])
+        with self._lock:
+            self._open[where] = subject
+            while len(self._open) > HELD_OPEN:
+                self._open.popitem(last=False)
+        return subject
+
+    def _heard(self, reading: Reading) -> None:
+        """Keep a reading in the picture's present settings, and pass it on."""
+        self._newest, now = reading, self.order.probe
+        if type(now) is type(reading.probe) and schema.measured(now) == schema.measured(reading.probe):
+            reading = dataclasses.replace(reading, probe=now)
+        self._seen = reading
+        if self.on_reading:
+            self.on_reading(reading)
+
+    def _told(self, state: JobState) -> None:
+        newest = self.job.latest
+        if state.status == "cancelled" and newest is not None and newest is not self._newest:
+            self._heard(newest)
+        if self.on_state:
+            self.on_state(state)
+        self.state = state
+
+    def _opening(self) -> list[str]:
+        """The line that opens a recorded folder; other targets have no file to be opened from."""
+        folder = getattr(getattr(self.target, "source", None), "folder", None)
+        if self.kind != "trajectory" or folder is None:
+            return []
+        trust = ", trust=True" if self.target.trust else ""
+        using = ", ".join(f"{k}={v!r}" if isinstance(v, str) else f"{k}={k}" for k, v in self.given.items())
+        return [
+            f'trajectory = wb.Trajectory.open("{Path(folder).as_posix()}"{trust})'
+            + (f".using({using})" if using else "")
+        ]
+
+    def _place(self, order: Order) -> str:
+        """Where the order looks, as an expression."""
+        if order.probe.looks_at == self.kind:
+            return self.kind
+        member = f"runs[{order.run!r}]" if self.kind == "runs" else self.kind
+        at_step = order.probe.looks_at == "subject" and self._member(order.run).kind == "trajectory"
+        return f"{member}.subject({order.step})" if at_step else member
+
+
+def _checked(target: Any, given: Mapping[str, Any]) -> Any:
+    kind = getattr(target, "kind", None)
+    if kind not in KINDS:
+        raise TypeError(
+            f"a bench opens on a Subject, Pair, Trajectory or Runs; got {type(target).__name__}. "
+            "Make one with wb.Subject(model, data, loss=...) or wb.Trajectory.open(folder)."
+        )
+    if given and kind != "trajectory":
+        raise TypeError(
+            f"{', '.join(given)} can be given with a Trajectory only; a {type(target).__name__} has its own."
+        )
+    return target.using(**given) if given else target
+
+
+def _store_of(target: Any) -> Store | None:
+    """The store beside a recorded run; None, which is the default store, for anything else."""
+    folder = getattr(getattr(target, "source", None), "folder", None)
+    return Store.beside(folder) if folder is not None else None
+
+
+def _nearest(member: Any, step: int | None) -> int | None:
+    """The checkpoint nearest to a step; the last one for None; None where there are none."""
+    steps = tuple(member.steps) if member.kind == "trajectory" else ()
+    if not steps:
+        return None
+    return steps[-1] if step is None else min(steps, key=lambda s: abs(s - step))
+
+
+def _imports(probe: Probe[Any]) -> list[str]:
+    """Import lines for probes of other packages, which ``wb`` does not hold; also those nested in settings."""
+    inner = [v for f in schema.fields(probe) if getattr(v := getattr(probe, f.name), "is_probe", False)]
+    modules = {type(p).__module__ for p in (probe, *inner)}
+    return [f"import {m}" for m in sorted(modules) if m.partition(".")[0] != "workbench"]
