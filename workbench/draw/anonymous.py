@@ -19,9 +19,10 @@ import numpy as np
 
 from workbench.probe import Reading
 
-KEPT = ("seed", "fingerprint", "subject", "versions", "threads", "plan")
+KEPT = ("seed", "fingerprint", "context", "subject", "versions", "threads", "plan")
 """What provenance keeps: how to repeat the numbers, nothing about who made them, where or when."""
 
+_DROPPED = {"label", "path", "folder", "host", "hostname", "user", "author", "email", "git", "commit", "created"}
 HIDDEN = "(hidden)"
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
 _PATH = re.compile(r"(?<![\w/:])(?:~|[A-Za-z]:)?[/\\](?:[\w.+@~-]+[/\\])+[\w.+@~-]*|file:\S+|~[/\\]\S+")
@@ -65,7 +66,7 @@ def scrub(value: Any) -> Any:
     if isinstance(value, str):
         return _scrub_text(value)
     if isinstance(value, Mapping):
-        return {_scrub_text(str(k)): scrub(v) for k, v in value.items()}
+        return {_scrub_text(str(k)): scrub(v) for k, v in value.items() if str(k).lower() not in _DROPPED}
     if isinstance(value, list | tuple):
         return [scrub(v) for v in value]
     return value

@@ -116,7 +116,7 @@ def _into_pdf(picture: bytes, cargo: Cargo) -> bytes:
     writer = PdfWriter(clone_from=PdfReader(io.BytesIO(picture)))
     writer.pdf_header = "%PDF-1.7"
     writer.add_metadata({"/Title": cargo.title, "/Subject": _json(cargo.facts), "/Creator": "Workbench"})
-    writer.xmp_metadata = _xmp(cargo)
+    _describe(writer, cargo)
     if cargo.reading is not None:
         _attach(writer, cargo.reading)
     out = io.BytesIO()
@@ -133,6 +133,16 @@ def _attach(writer: Any, content: bytes) -> None:
     squeezed = files["/F"].get_object().flate_encode(level=9)
     squeezed[NameObject("/Subtype")] = NameObject("/application/x-netcdf")
     files[NameObject("/F")] = writer._add_object(squeezed)
+
+
+def _describe(writer: Any, cargo: Cargo) -> None:
+    """The facts once more as XMP, which archives read."""
+    from pypdf.generic import NameObject, StreamObject
+
+    stream = StreamObject()
+    stream.set_data(_xmp(cargo))
+    stream.update({NameObject("/Type"): NameObject("/Metadata"), NameObject("/Subtype"): NameObject("/XML")})
+    writer.root_object[NameObject("/Metadata")] = writer._add_object(stream)
 
 
 def _xmp(cargo: Cargo) -> bytes:

@@ -129,4 +129,4 @@ def colour_map(diverging: bool = False) -> Any:
     """The colour map as matplotlib's object, from the anchors that the screen uses too."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("workbench", list(colours(diverging)), N=1024)
+    return LinearSegmentedColormap.from_list("workbench", list(colours(diverging)), N=256)

@@ -68,10 +68,13 @@ class Ruler:
 
     def ticks(self, count: int = 6) -> Array:
         """Round values between the limits at which to print numbers, about ``count`` of them."""
-        found = _TICKS[self.scale](self, count)
-        u, (low, high) = self.forward(found), self.span
+        found = self._inside(_TICKS[self.scale](self, count))
+        return found if found.size > 1 else self._inside(_linear_ticks(self, count))
+
+    def _inside(self, values: Array) -> Array:
+        u, (low, high) = self.forward(values), self.span
         slack = 1e-9 * (high - low)
-        return found[(u >= low - slack) & (u <= high + slack)]
+        return values[(u >= low - slack) & (u <= high + slack)]
 
 
 def _symlog(v: Array, t: float) -> Array:

@@ -24,6 +24,7 @@ def layout_of(figure: Figure, stages: list[Stage]) -> dict[str, Any]:
         "template": template(),
         "height": height_of(figure) + (_TITLE if figure.title else 0),
         "margin": {"l": EDGE, "r": 16, "t": top, "b": FOOT + (NOTE if figure.note else 0)},
+        "autosize": True,
         "uirevision": "workbench",
         "barmode": "overlay",
         "annotations": _annotations(figure, stages),
@@ -99,7 +100,7 @@ def _ticks(r: Ruler) -> dict[str, Any]:
 def _scene(stage: Stage) -> dict[str, Any]:
     """A scene keeps the camera that a person chose, because its revision never changes."""
     page, place = stage.sheet, stage.place
-    far = 1.0 if place.right - place.left > 0.6 else 1.12
+    far = 1.0 if place.right - place.left > 0.6 else 1.25
     sides = {"xaxis": page.x, "yaxis": page.y, "zaxis": page.height}
     scene = {name: _side(r) for name, r in sides.items()} | {
         "domain": {"x": [place.left, place.right], "y": [place.bottom, place.top]},

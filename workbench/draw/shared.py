@@ -53,7 +53,32 @@ export default {
 };
 """
 )
-_WAITER = _SLOT + "export default async () => (await slot.module).default();\n"
+# Plotly's view measures its width before it is in the page, and never again. So its width is watched here, and set by
+# the view's own way of changing a layout, which tells Python nothing: the width belongs to the page.
+_WAITER = (
+    _SLOT
+    + """
+export default async () => {
+  const module = await slot.module, inner = module.default();
+  const fit = (el) => {
+    const width = el.clientWidth;
+    if (!el._fullLayout || width < 1 || Math.abs(width - el._fullLayout.width) < 2) return;
+    const change = { relayout_data: { width }, source_view_id: null };
+    const view = { el, viewID: "fit", model: { get: () => change }, _sendLayoutDelta() {} };
+    module.FigureView.prototype.do_relayout.call(view);
+  };
+  return {
+    initialize: (context) => inner.initialize(context),
+    render(context) {
+      const undo = inner.render(context);
+      const watch = new ResizeObserver(() => requestAnimationFrame(() => fit(context.el)));
+      watch.observe(context.el);
+      return () => { watch.disconnect(); undo(); };
+    },
+  };
+};
+"""
+)
 
 
 def bundle_path() -> Path | None:
@@ -133,6 +158,7 @@ class LiveFigure(go.FigureWidget):
             carrier()
         traces, layout = describe(figure) if figure else ([], {})
         super().__init__(data=traces, layout=layout)
+        self._config = {"responsive": True, "displaylogo": False}
         object.__setattr__(self, "_wb_sent", (traces, layout))
         object.__setattr__(self, "_wb_lock", threading.Lock())
 
@@ -154,12 +180,16 @@ class LiveFigure(go.FigureWidget):
                     self.data[index][path] = value
             for path, value in layout.items():
                 self.layout[path] = value
+        self._widen(layout)
+
+    def _widen(self, changed: dict[str, Any]) -> None:
+        """Ask for the page's width again: Plotly gives it up whenever a height is set."""
+        if "height" in changed:
+            self._send_relayout_msg({"autosize": True})
 
     def _replace(self, traces: list[Any], layout: dict[str, Any], old_layout: dict[str, Any]) -> None:
         self.data = []
-        with self.batch_update():
-            for path, value in _difference(old_layout, layout).items():
-                self.layout[path] = value
+        self._amend({}, _difference(old_layout, layout))
         self.add_traces(traces)
 
     @property

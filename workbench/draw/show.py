@@ -5,12 +5,15 @@ There is no ``text/html``: pages that render notebooks prefer it to a picture.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from typing import Any
 
 from workbench.draw.export import render
 from workbench.draw.screen import screen
 from workbench.draw.venues import Venue
+from workbench.figure import Figure
 from workbench.probe import Reading
 from workbench.words import summary_rows
 
@@ -27,21 +30,25 @@ def mimebundle(reading: Reading) -> dict[str, Any]:
     A figure whose Plotly form is too large is kept as PNG alone.
     """
     figure = reading.figure()
-    bundle: dict[str, Any] = {"text/plain": _words(reading)}
-    bundle["image/png"] = small_png(figure)
-    picture = json.loads(screen(figure).to_json())
-    if len(json.dumps(picture)) + len(bundle["image/png"]) * 4 // 3 <= LIMIT:
-        bundle[PLOTLY] = picture
+    picture = base64.b64encode(small_png(figure)).decode("ascii")
+    bundle: dict[str, Any] = {"text/plain": _words(reading), "image/png": picture}
+    plotly = screen(figure).to_json()
+    if len(plotly) + len(picture) <= LIMIT:
+        bundle[PLOTLY] = json.loads(plotly)
     return bundle
 
 
-def small_png(figure: Any, limit: int = LIMIT // 2) -> bytes:
-    """The figure as PNG at 100 dots per inch, or fewer when it would take more than ``limit`` bytes."""
+def small_png(figure: Figure, limit: int = LIMIT // 3) -> bytes:
+    """The figure as PNG in 128 colours at 100 dots per inch, or fewer when it would take over ``limit`` bytes."""
+    from PIL import Image
+
     for dpi in (100, 80, 60):
-        picture = render(figure, ".png", _PAGE, dpi=dpi)
-        if len(picture) <= limit:
+        drawn = Image.open(io.BytesIO(render(figure, ".png", _PAGE, dpi=dpi))).convert("RGB")
+        out = io.BytesIO()
+        drawn.quantize(128).save(out, "png", optimize=True)
+        if out.tell() <= limit:
             break
-    return picture
+    return out.getvalue()
 
 
 def _words(reading: Reading) -> str:

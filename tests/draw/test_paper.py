@@ -1,0 +1,155 @@
+"""Figures on paper: exact widths, embedded fonts, and matplotlib as it was before."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import subprocess
+import sys
+import warnings
+
+import matplotlib as mpl
+import pytest
+from pictures import PICTURES, field, spectrum
+from pypdf import PdfReader
+
+from workbench.draw.export import render
+from workbench.draw.fonts import choose
+from workbench.draw.paper import paper
+from workbench.draw.paper_style import styled
+from workbench.draw.venues import HOUSE, venue, venues
+from workbench.figure import Axis, Contour, Figure, Heat, Line, Panel, Points, Surface
+
+TINY = Figure((Panel((Line([0.0, 1.0], [0.0, 1.0]),), Axis("x"), Axis("y")),))
+EVERY = [(name, column) for name, columns in venues().items() for column in columns]
+
+
+def fonts_of(content):
+    """Names and kinds of the fonts of a PDF, and whether the file of each is inside."""
+    found = {}
+    for page in PdfReader(io.BytesIO(content)).pages:
+        for font in page["/Resources"].get("/Font", {}).values():
+            inner = font.get_object()
+            base = inner["/DescendantFonts"][0].get_object() if "/DescendantFonts" in inner else inner
+            described = base.get("/FontDescriptor", {})
+            found[str(inner["/BaseFont"])] = (str(base["/Subtype"]), "/FontFile2" in described)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("icml2024", "half"), ("neurips2024", "full"), ("jmlr2001", "full"), (None, "half")]
+)
+def test_the_pdf_is_as_wide_as_the_column(name, column):
+    where = venue(name, column)
+    box = PdfReader(io.BytesIO(render(TINY, ".pdf", where))).pages[0].mediabox
+    assert float(box.width) == pytest.approx(where.points, abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "column"), EVERY)
+def test_every_venue_can_be_drawn_at_its_own_width(name, column):
+    from tueplots import bundles
+
+    where = venue(name, column)
+    make = getattr(bundles, name)
+    theirs = make(column=column) if len(venues()[name]) > 1 else make()
+    with styled(where):
+        page = paper(TINY, where)
+    assert page.get_figwidth() == pytest.approx(theirs["figure.figsize"][0], abs=0.1 / 72)
+    assert where.size == theirs["font.size"]
+
+
+def test_widths_known_by_heart():
+    known = {
+        ("icml2024", "half"): 3.25,
+        ("icml2024", "full"): 6.75,
+        ("neurips2024", "full"): 5.5,
+        ("iclr2024", "full"): 5.5,
+    }
+    assert {k: venue(*k).width for k in known} == pytest.approx(known)
+
+
+def test_a_venue_or_column_that_does_not_exist_is_named_with_those_that_do():
+    with pytest.raises(ValueError, match=r"no venue 'icml2042'.*'icml2024'.*neurips2024"):
+        venue("icml2042")
+    with pytest.raises(ValueError, match=r"'neurips2024' has no column 'half'; it has 'full'"):
+        venue("neurips2024", "half")
+    with pytest.raises(ValueError, match=r"it has 'half' and 'full'"):
+        venue("icml2024", "third")
+    assert venue("neurips2024").column == "full"
+    assert venue("icml2024").column == "half"
+    assert venue().name == HOUSE
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_fonts_are_embedded_truetype(picture):
+    found = fonts_of(render(PICTURES[picture](), ".pdf", venue("icml2024")))
+    assert found
+    assert all(kind == "/CIDFontType2" and inside for kind, inside in found.values()), found
+    assert any(choose(venue("icml2024")).name.replace(" ", "") in name for name in found)
+
+
+@pytest.mark.skipif(shutil.which("pdffonts") is None, reason="poppler-utils is not installed")
+def test_poppler_agrees_that_fonts_are_embedded(tmp_path):
+    file = tmp_path / "figure.pdf"
+    file.write_bytes(render(spectrum(), ".pdf", venue("jmlr2001")))
+    rows = subprocess.run(["pdffonts", file], capture_output=True, text=True, check=True).stdout.splitlines()[2:]
+    assert rows
+    assert all("TrueType" in row and " yes yes yes " in row for row in rows), rows
+
+
+def test_a_font_that_stands_in_for_another_is_said():
+    found = choose(venue("icml2024"))
+    assert found.name == found.wanted or "in place of" in found.words
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".svg", ".png", ".pgf"])
+def test_matplotlib_is_as_before(suffix, monkeypatch):
+    monkeypatch.setitem(mpl.rcParams, "lines.linewidth", 7.5)
+    before, filters = dict(mpl.rcParams), list(logging.getLogger("fontTools").filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = render(spectrum(), suffix)
+    assert dict(mpl.rcParams) == before
+    assert logging.getLogger("fontTools").filters == filters
+    monkeypatch.setitem(mpl.rcParams, "lines.linewidth", 1.0)
+    assert render(spectrum(), suffix) == first
+
+
+def test_matplotlib_is_as_before_after_an_error():
+    before = dict(mpl.rcParams)
+    solid = field(Surface).panels[0]
+    bad = Figure((Panel((*solid.marks, Heat([0.0], [0.0], [[1.0]])), solid.x, solid.y, solid.z),))
+    with pytest.raises(ValueError, match="Heat"):
+        render(bad, ".pdf")
+    assert dict(mpl.rcParams) == before
+
+
+def test_nothing_that_switches_backends_or_starts_a_browser_is_imported():
+    code = """
+import sys
+sys.path.insert(0, "tests")
+from pictures import PICTURES
+from workbench.draw.export import render
+render(PICTURES["landscape"](), ".pdf")
+bad = {"matplotlib.pyplot", "kaleido", "choreographer", "plotly", "ipywidgets"} & set(sys.modules)
+assert not bad, bad
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", [Contour, Surface])
+def test_fields_of_common_size_are_lines_and_areas_not_images(kind):
+    content = render(field(kind, points=21), ".pdf", venue("icml2024"))
+    images = [i for p in PdfReader(io.BytesIO(content)).pages for i in p.images]
+    assert all(min(i.image.size) <= 64 or max(i.image.size) / min(i.image.size) > 5 for i in images)  # colour bars only
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [Line([], []), Points([], []), Heat([0.0], [0.0], [[float("nan")]]), Contour([0.0], [0.0, 1.0], [[1.0], [2.0]])],
+)
+def test_first_readings_with_hardly_any_data_can_be_drawn(mark):
+    figure = Figure((Panel((mark,), Axis("x"), Axis("y"), Axis("z", "log")),))
+    assert render(figure, ".png", dpi=50).startswith(b"\x89PNG")

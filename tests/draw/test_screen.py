@@ -1,0 +1,100 @@
+"""What is sent to Plotly: fixed structure, small arrays, words as they stand, and no change of its defaults."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import plotly.io as pio
+import pytest
+from pictures import PICTURES, field, spectrum
+
+from workbench.draw.screen import describe, screen
+from workbench.draw.style import LOOKS, look
+from workbench.figure import Axis, Bars, Contour, Figure, Heat, Line, Panel, Points, Surface
+
+
+def arrays(value):
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from arrays(v)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_arrays_are_float32_and_the_rest_is_json(name):
+    traces, layout = describe(PICTURES[name]())
+    assert {a.dtype for t in traces for a in arrays(t)} == {np.dtype("float32")}
+    json.dumps(layout, allow_nan=False)
+    made = screen(PICTURES[name]())
+    assert json.loads(made.to_json())["layout"]["uirevision"] == "workbench"
+
+
+@pytest.mark.parametrize("kind", [Heat, Contour, Surface])
+def test_structure_does_not_depend_on_what_is_known(kind):
+    some, full = describe(field(kind, "log"))[0], describe(field(kind, "log", planted=False))[0]
+    x, y, z = np.arange(3.0), np.arange(4.0), np.full((4, 3), np.nan)
+    none = describe(Figure((Panel((kind(x, y, z),), Axis("u"), Axis("v"), Axis("loss", "log")),)))[0]
+    for traces in (full, none):
+        assert [(t["type"], sorted(t)) for t in traces] == [(t["type"], sorted(t)) for t in some]
+
+
+def test_plotlys_defaults_and_templates_are_as_before():
+    before = pio.templates.default, sorted(pio.templates), pio.renderers.default
+    screen(spectrum())
+    assert (pio.templates.default, sorted(pio.templates), pio.renderers.default) == before
+
+
+def test_words_are_shown_as_they_stand():
+    made = screen(spectrum())
+    assert made.layout.title.text == "Hessian &lt;spectrum&gt;"
+    assert [t.name for t in made.data if t.name] == ["95 % interval", "bulk", "atoms", "not converged"]
+    assert {a.text for a in made.layout.annotations} == {"Spectrum", "on 512 of 1797 examples"}
+    assert [s.label.text for s in made.layout.shapes] == ["zero"]
+
+
+def test_the_camera_outlives_updates():
+    scene = screen(field(Surface)).layout.scene
+    assert scene.uirevision == "camera"
+
+
+def test_true_values_are_under_the_pointer_on_a_symlog():
+    made = screen(spectrum())
+    heads = made.data[3]
+    assert [row[0] for row in heads.customdata] == [900.0, 300.0, 80.0]
+    np.testing.assert_allclose(heads.x, np.log10(np.array([900, 300, 80]) / 1e-3) + 10 / 9, rtol=1e-6)
+
+
+def test_an_open_interval_ends_at_the_axis_of_a_logarithm():
+    """The density's interval reaches below zero in the tails: it is cut at the axis, and not left out or shifted."""
+    made = screen(spectrum())
+    band, floor = made.data[0], 10 ** made.layout.yaxis.range[0]
+    y = np.asarray(band.y, dtype=float)
+    assert np.nanmin(y) == pytest.approx(floor, rel=1e-5)
+
+
+def test_error_bars_that_are_not_known_are_not_drawn():
+    bars = Bars([0.0, 1.0], [1.0, 2.0], [0.1, np.nan])
+    made = screen(Figure((Panel((bars,), Axis("x"), Axis("y")),)))
+    assert np.isnan(np.asarray(made.data[0].error_y.array)).tolist() == [False, True]
+    assert made.layout.yaxis.range[0] == 0
+
+
+def test_roles_differ_without_colour():
+    assert len({(v.dash, v.marker, v.hollow, v.alpha) for v in LOOKS.values()}) == len(LOOKS)
+    with pytest.raises(ValueError, match="'main'"):
+        look("blue")
+    assert screen(spectrum()).data[4].marker.symbol.endswith("-open")
+
+
+def test_a_mark_that_has_no_place_in_a_scene_is_refused():
+    solid = field(Surface).panels[0]
+    bad = Panel((*solid.marks, Bars([0.0], [1.0])), solid.x, solid.y, solid.z)
+    with pytest.raises(ValueError, match="Bars"):
+        screen(Figure((bad,)))
+
+
+@pytest.mark.parametrize("mark", [Line([], []), Points([], []), Bars([], [])])
+def test_empty_marks_can_be_drawn(mark):
+    assert screen(Figure((Panel((mark,), Axis("x"), Axis("y")),))).data
