@@ -1,0 +1,80 @@
+"""A Lanczos run as a density of all eigenvalues: the extremes apart, the rest smoothed, and how wrong that may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.numerics import quadrature as quad
+from workbench.numerics.krylov import Krylov
+from workbench.numerics.quadrature import Quadrature
+
+Floats = NDArray[np.float64]
+BULK_POINTS = 256
+POINTS_AN_ATOM = 7
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralDensity:
+    """A spectral ``measure``, and its ``density`` on ``grid``, smoothed by a normal of standard deviation ``width``.
+
+    ``atoms`` are the eigenvalues known one by one, of weight 1/size each. ``error`` is a Wasserstein-1 distance in the
+    eigenvalues' units: 0 where every eigenvalue is known, nan for runs of one step.
+    """
+
+    measure: Quadrature
+    atoms: Floats
+    grid: Floats
+    density: Floats
+    width: float
+    error: float
+
+
+def grid_length(atoms: int) -> int:
+    """Length of the grid for at most so many atoms."""
+    return BULK_POINTS + POINTS_AN_ATOM * atoms
+
+
+def spectral_density(state: Krylov, size: int, slack: float) -> SpectralDensity:
+    """The density of an operator of ``size`` eigenvalues, as far as a run knows it.
+
+    Converged values at both ends become atoms, in place of the quadrature's nodes within ``slack`` (a share of their
+    own size) of them; their Lanczos weight would be random. The smoothing is the range of the other nodes over their
+    number, so outliers do not widen it. The grid has :func:`grid_length` points for the run's wanted values, dense near
+    the median and around each atom, and the density integrates to 1 over it. Source: Lin, Saad and Yang 2016; Papyan
+    2018 (outliers apart).
+    """
+    top = _leading(state.top_values, state.top_converged)
+    bottom = _leading(state.bottom_values, state.bottom_converged)
+    atoms, error = np.append(top, bottom), 0.0
+    if state.complete:
+        measure = Quadrature(state.values[::-1], np.full(state.values.size, 1 / state.values.size))
+        inner = measure.nodes
+    else:
+        raw = quad.gauss(state.alpha, state.beta)
+        edges = [abs(ends[-1]) for ends in (top, bottom) if ends.size]
+        measure = quad.with_atoms(raw, size, top, bottom, slack=slack * max(edges, default=0.0))
+        error = quad.depth_error([(state.alpha, state.beta)])
+        inner = np.setdiff1d(measure.nodes, atoms)
+    width = float(np.ptp(inner)) / inner.size if inner.size > 1 else 0.0
+    width = width or quad.default_width(measure, max(state.alpha.size, 1))
+    grid = _grid(measure, width, atoms, grid_length(state.top_values.size + state.bottom_values.size))
+    return SpectralDensity(measure, atoms, grid, quad.smooth(measure, grid, width), width, error)
+
+
+def _leading(values: Floats, converged: NDArray[np.bool_]) -> Floats:
+    """The converged values before the first that is not."""
+    return values[: int(np.argmin(np.append(converged, False)))]
+
+
+def _grid(measure: Quadrature, width: float, atoms: Floats, length: int) -> Floats:
+    """Ascending values whose spacing grows with the distance from the median, and some within 3 widths of each atom."""
+    low, high = measure.nodes[0] - 5 * width, measure.nodes[-1] + 5 * width
+    median = np.searchsorted(np.cumsum(measure.weights), 0.5).clip(0, measure.nodes.size - 1)
+    centre = measure.nodes[median]
+    ends = np.arcsinh((np.array([low, high]) - centre) / width)
+    bulk = centre + width * np.sinh(np.linspace(ends[0], ends[1], BULK_POINTS))
+    around = (atoms[:, None] + width * np.linspace(-3, 3, POINTS_AN_ATOM)).ravel()
+    return np.sort(np.concatenate([bulk, around, np.linspace(low, high, length - bulk.size - around.size)]))
