@@ -14,7 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
-from workbench.kernels import Rules, attention
 from workbench.shell import Shell
 from workbench.twin import twin
 
@@ -33,34 +32,7 @@ def first(found: Any) -> Tensor:
     return found if isinstance(found, Tensor) else first(found[0])
 
 
-# --- attention ---------------------------------------------------------------------------------------------------------
-
-MASKS = {
-    "none": None,
-    "causal": "causal",
-    "bool": double(4, 6, seed=3) > -0.5,
-    "additive": double(2, 1, 4, 6, seed=4),
-    "one row without a key": torch.cat([torch.zeros(1, 6), torch.ones(3, 6)]).bool(),
-}
-
-
-def attend(function: Callable[..., Tensor], mask: Any, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """The value, the gradient of a function of it, and a Hessian-vector product."""
-    causal = isinstance(mask, str)
-    inputs = [t.clone().requires_grad_() for t in (q, k, v)]
-    value = function(*inputs, attn_mask=None if causal else mask, is_causal=causal, scale=0.3, enable_gqa=True)
-    slopes = torch.autograd.grad(value.pow(3).sum(), inputs, create_graph=True)
-    products = torch.autograd.grad(sum((g * g.detach().sin()).sum() for g in slopes), inputs)
-    return [value.detach(), *(g.detach() for g in slopes), *products]
-
-
-@pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_attention_equals_the_math_kernel(mask: str) -> None:
-    q, k, v = double(2, 4, 4, 8), double(2, 2, 6, 8, seed=1), double(2, 2, 6, 8, seed=2)
-    with sdpa_kernel(SDPBackend.MATH):
-        wanted = attend(F.scaled_dot_product_attention, MASKS[mask], q, k, v)
-    for ours, theirs in zip(attend(attention, MASKS[mask], q, k, v), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+# --- the same function ------------------------------------------------------------------------------------------------
 
 
 class Attends(nn.Module):
@@ -91,12 +63,24 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "encoder, norm first, gelu": (lambda: encoder(norm_first=True, activation="gelu"), double(3, 5, 8)),
     "lstm": (lambda: nn.LSTM(3, 4, 2, batch_first=True, dropout=0.5), double(3, 5, 3)),
     "gru, both ways": (lambda: nn.GRU(3, 4, bidirectional=True), double(3, 5, 3)),
-    "batch norm": (lambda: nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Dropout(), nn.Tanh()), double(6, 3, 5)),
+    "batch norm": (
+        lambda: nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.Dropout(), nn.Tanh()),
+        double(6, 3, 5),
+    ),
     "old weight norm": (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.Tanh()), double(6, 3)),
-    "weight norm": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh()), double(6, 3)),
-    "spectral norm": (lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), nn.Tanh()), double(6, 3)),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh()),
+        double(6, 3),
+    ),
+    "spectral norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), nn.Tanh()),
+        double(6, 3),
+    ),
     "old spectral norm": (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 4)), nn.Tanh()), double(6, 3)),
-    "pruned": (lambda: nn.Sequential(prune.random_unstructured(nn.Linear(3, 4), "weight", 0.5), nn.Tanh()), double(6, 3)),
+    "pruned": (
+        lambda: nn.Sequential(prune.random_unstructured(nn.Linear(3, 4), "weight", 0.5), nn.Tanh()),
+        double(6, 3),
+    ),
 }
 
 
@@ -117,7 +101,9 @@ def test_the_shell_is_the_module_in_eval_mode_and_twice_differentiable(name: str
     def slope(t: float) -> Tensor:
         moved = {k: (p + t * ways[k]).requires_grad_() for k, p in point.items()}
         value = first(shell.run(lambda m: m(x), moved)).pow(2).sum()
-        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, list(moved.values()), materialize_grads=True)])
+        return torch.cat(
+            [g.reshape(-1) for g in torch.autograd.grad(value, list(moved.values()), materialize_grads=True)]
+        )
 
     leaves = {k: p.clone().requires_grad_() for k, p in point.items()}
     value = first(shell.run(lambda m: m(x), leaves)).pow(2).sum()
@@ -128,7 +114,7 @@ def test_the_shell_is_the_module_in_eval_mode_and_twice_differentiable(name: str
     torch.testing.assert_close(torch.cat([g.reshape(-1) for g in product]), numeric, rtol=1e-6, atol=1e-6)
 
 
-# --- randomness, state, modes ------------------------------------------------------------------------------------------
+# --- randomness, state, modes ---------------------------------------------------------------------------------------
 
 
 class Noisy(nn.Module):
@@ -220,7 +206,7 @@ def test_an_objective_may_differentiate_inside_no_grad() -> None:
         assert torch.equal(shell.run(slope), shell.parameters["weight"].detach().expand(2, 3))
 
 
-# --- the twin ----------------------------------------------------------------------------------------------------------
+# --- the twin -------------------------------------------------------------------------------------------------------
 
 
 class Tangled(nn.Module):
@@ -246,7 +232,14 @@ class Tangled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         deep = self.listed[1]["deep"][0]
-        return self.method(x) + self.tied(x) + self.again(x) + self.listed[0](x) + deep(x) + self.helper.layer(x) * self.scale
+        return (
+            self.method(x)
+            + self.tied(x)
+            + self.again(x)
+            + self.listed[0](x)
+            + deep(x)
+            + self.helper.layer(x) * self.scale
+        )
 
 
 def test_every_way_to_a_layer_leads_to_the_twin() -> None:
@@ -298,7 +291,7 @@ def test_unknown_names_are_refused() -> None:
         Shell(nn.Linear(2, 2)).run(lambda m: m(torch.ones(1, 2)), {"wieght": torch.ones(2, 2)})
 
 
-# --- versions and copies -----------------------------------------------------------------------------------------------
+# --- versions and copies --------------------------------------------------------------------------------------------
 
 
 def _fused(net: nn.Module) -> None:
@@ -332,14 +325,3 @@ def test_every_way_of_writing_is_noticed(way: str, dtype: torch.dtype | None) ->
     for name, tensor in shell.tensors(deep=True).items():
         assert torch.equal(tensor, now[name].detach().to(tensor.dtype)), name
     assert all(torch.equal(still.tensors()[k], t) for k, t in held.items())
-
-
-def test_rules_belong_to_their_thread() -> None:
-    import threading
-
-    before = torch.get_rng_state()
-    with Rules(0):
-        worker = threading.Thread(target=lambda: torch.randn(3))
-        worker.start()
-        worker.join()
-    assert not torch.equal(before, torch.get_rng_state())

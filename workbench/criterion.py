@@ -18,6 +18,7 @@ from workbench.shell import Shell
 
 Params = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Any], Tensor]
+_UNKNOWN = torch.Size()
 _NO_OUTPUTS = "a subject made with objective= has no outputs of its own; pass loss=f(outputs, targets) instead."
 
 
@@ -32,7 +33,7 @@ class Criterion:
     reduction: Reduction
     loss: Loss | None = None
     objective: Objective | None = None
-    shape: torch.Size = torch.Size()
+    shape: torch.Size = _UNKNOWN
 
     def outputs(self, shell: Shell, params: Params, batch: Batch, buffers: Params) -> Tensor:
         """The model's outputs for a batch."""
@@ -126,7 +127,7 @@ def _any(objective: Objective | None, batch: Batch, model: nn.Module) -> Any:
 
 
 def tensor_of(found: Any) -> Tensor:
-    """The outputs in what a model returned: a tensor, the logits of a dict or Hugging Face output, a tuple's first entry.
+    """The outputs in what a model returned: a tensor, what is called logits, or a tuple's first entry.
 
     Raises:
         TypeError: none of these.
@@ -139,7 +140,8 @@ def tensor_of(found: Any) -> Tensor:
     if isinstance(found, (tuple, list)) and found and isinstance(found[0], Tensor):
         return found[0]
     raise TypeError(
-        f"the model returned {type(found).__name__}; wanted a tensor, something with .logits, or a tuple that begins with a "
+        f"the model returned {type(found).__name__}; wanted a tensor, something with .logits, or a tuple that "
+        "begins with a "
         "tensor. For anything else pass objective=f(model, batch), which may read the model's outputs as it likes."
     )
 

@@ -1,4 +1,4 @@
-"""Examples frozen once: whatever the user's data are, the same list at every pass, read without touching random state."""
+"""Examples frozen once: the same list at every pass, whatever the data come as; no random state moves."""
 
 from __future__ import annotations
 
@@ -102,11 +102,11 @@ class Examples:
 
 
 def freeze(data: Any, max_examples: int | None = 2048, seed: int = 0, batch_size: int | None = None) -> Examples:
-    """Read the data once, at most ``max_examples`` of them, chosen by ``seed`` without replacement (streams: the first).
+    """Read the data once: all, or ``max_examples`` drawn by ``seed`` without replacement (streams: the first).
 
-    ``data`` is (x, y) tensors or arrays, a batch by names, a Dataset, a DataLoader (its order, augmentation and workers
-    do not matter), an IterableDataset, a list of batches or a generator of batches. The global random states of torch,
-    NumPy and Python are as before, so two readings are equal.
+    ``data`` is (x, y) tensors or arrays, a batch by names, a Dataset, a DataLoader (its order, augmentation and
+    workers do not matter), an IterableDataset, a list of batches or a generator of batches. The global random
+    states of torch, NumPy and Python are as before, so two readings are equal.
 
     Raises:
         ValueError: no examples. TypeError: nothing that holds examples.
@@ -148,7 +148,8 @@ def _read(data: Any, limit: int | None, seed: int) -> Examples:
     if isinstance(data, Iterable):
         return _from_stream(cast("Iterable[Any]", data), limit, seed, None)
     raise TypeError(
-        f"data must be (x, y), a Dataset, a DataLoader, a list of batches or a generator of batches; got {type(data).__name__}."
+        "data must be (x, y), a Dataset, a DataLoader, a list of batches or a generator of batches; got "
+        f"{type(data).__name__}."
     )
 
 
@@ -217,7 +218,8 @@ def _from_batches(batches: list[Any], limit: int | None, seed: int, size: int | 
     total = sum(counts)
     if not total:
         raise ValueError(
-            "the data hold no examples: the loader, list or dataset is empty, or a generator was read before (a generator can be "
+            "the data hold no examples: the loader, list or dataset is empty, or a generator was read before (a "
+            "generator can be "
             "read only once; pass a list of batches or a DataLoader)."
         )
     chosen = choose(total, limit, seed)
@@ -238,7 +240,7 @@ def _pick(batches: list[Any], counts: list[int], chosen: Sequence[int]) -> list[
 
 
 def choose(total: int, limit: int | None, seed: int) -> Sequence[int]:
-    """Which of ``total`` examples: all, or ``limit`` of them drawn by ``seed`` without replacement, in their own order."""
+    """Which of ``total`` examples, in their own order: all, or ``limit`` drawn by ``seed`` without replacement."""
     if limit is None or total <= limit:
         return range(total)
     rng = np.random.Generator(np.random.Philox(key=seed))
@@ -378,15 +380,15 @@ def quiet_random_state(seed: int, data: Any = None) -> Generator[None]:
     cuda = list(torch.cuda.default_generators) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     generators = [torch.default_generator, *cuda, *own.values()]
     states = [g.get_state() for g in generators]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 the user's own generator
     try:
         for g in generators:
             g.manual_seed(seed)
-        np.random.set_state(np.random.RandomState(seed).get_state())
+        np.random.set_state(np.random.RandomState(seed).get_state())  # noqa: NPY002
         random.setstate(random.Random(seed).getstate())
         yield
     finally:
         for g, state in zip(generators, states, strict=True):
             g.set_state(state)
-        np.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)

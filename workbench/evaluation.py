@@ -22,7 +22,7 @@ class Sums:
         self.wrong = self.decided = 0.0
 
     def add(self, totals: Tensor, weights: Tensor | float) -> None:
-        """A batch's totals: (n,) with weights (n,), or a scalar with the batch's weight where examples do not come apart."""
+        """Totals and weights of a batch's examples (n,), or of the batch where examples do not come apart."""
         self.apart &= totals.ndim == 1
         self.totals.append(totals.detach().double().reshape(-1))
         self.weights.append(torch.as_tensor(weights, dtype=torch.float64, device=totals.device).reshape(-1))
@@ -48,7 +48,7 @@ class Sums:
 
 
 def saved_bytes(evaluate: Callable[[], Any], outside: set[int]) -> int:
-    """Bytes that autograd saves during ``evaluate()``, each storage once, without the storages at the addresses ``outside``."""
+    """Bytes that ``evaluate()`` makes autograd save, each storage once, without those at the addresses ``outside``."""
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -68,7 +68,8 @@ def check_finite(loss: float, own_point: bool) -> None:
     """Raise ValueError for a loss that is not a number at the model's own point; elsewhere such values are data."""
     if own_point and not math.isfinite(loss):
         raise ValueError(
-            f"the loss at the model's own point is {loss}: check that training did not diverge (NaN weights), that inputs, "
+            f"the loss at the model's own point is {loss}: check that training did not diverge (NaN weights), that "
+            "inputs, "
             "targets and class weights are finite, and that the loss takes the model's outputs as they are (logits or "
             "log-probabilities)."
         )

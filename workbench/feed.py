@@ -20,8 +20,9 @@ KEPT_BYTES = 2**28
 class Feed:
     """Batches of frozen examples for one model.
 
-    ``accepted`` are the keyword inputs that the model takes (None: any); ``shifted`` moves targets one place to the left,
-    as causal language models of Hugging Face compare them; ``weigh(targets, size)`` is a batch's share of the loss.
+    ``accepted`` are the keyword inputs that the model takes (None: any); ``shifted`` moves targets one place to
+    the left, as causal language models of Hugging Face compare them; ``weigh(targets, size)`` is a batch's
+    share of the loss.
     """
 
     data: Examples
@@ -79,7 +80,7 @@ def accepted_names(model: nn.Module) -> frozenset[str] | None:
 
 
 def compares_next_token(model: nn.Module, batch: Batch, shape: torch.Size) -> bool:
-    """Whether targets are Hugging Face labels of a causal language model, which are the inputs themselves, not shifted."""
+    """Whether targets are a causal language model's labels, which equal the inputs and are not shifted yet."""
     kind = str(getattr(model, "loss_type", "") or type(model).__name__)
     causal = kind.endswith(("ForCausalLM", "LMHeadModel")) and hasattr(model, "config")
     ids = batch.kwargs.get("input_ids")

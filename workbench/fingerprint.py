@@ -16,8 +16,8 @@ from torch import Tensor, nn
 def digest(*parts: Any) -> str:
     """A 32-digit hex hash (BLAKE2b) of tensors, arrays, functions, modules and plain values, nested as they come.
 
-    Tensors enter with type, shape and bytes; functions with name, code, defaults and closure; modules with their printed
-    form and their state. About 1 ns a byte.
+    Tensors enter with type, shape and bytes; functions with name, code, defaults and closure; modules with
+    their printed form and their state. About 1 ns a byte.
     """
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -103,5 +103,5 @@ class TensorDigests:
     def __call__(self, version: tuple[Any, ...], tensors: dict[str, Tensor]) -> str:
         """The hash of all tensors and their names, remembered for as long as ``version`` stays."""
         if self._known is None or self._known[0] != version:
-            self._known = version, digest({name: tensor for name, tensor in sorted(tensors.items())})
+            self._known = version, digest(dict(sorted(tensors.items())))
         return self._known[1]

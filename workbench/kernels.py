@@ -1,7 +1,8 @@
 """Rules for one evaluation, kept to the calling thread: explicit attention, no dropout, random numbers of its own.
 
-PyTorch's switches for these (``sdpa_kernel``, the attention fast path, the default generators) belong to the whole process;
-flipping one would change a training loop that runs in another thread. A ``TorchFunctionMode`` belongs to a thread.
+PyTorch's switches for these (``sdpa_kernel``, the attention fast path, the default generators) belong to the
+whole process; flipping one would change a training loop that runs in another thread. A ``TorchFunctionMode``
+belongs to a thread.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -33,8 +34,9 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention softmax(Q Kᵀ·scale + mask) V by plain products, differentiable any number of times.
 
-    Arguments as in ``torch.nn.functional.scaled_dot_product_attention``; ``dropout_p`` is not applied. Rows that the mask
-    empties give zeros, as PyTorch's math kernel does. Memory (…, L, S) for the weights, which fused kernels avoid.
+    Arguments as in ``torch.nn.functional.scaled_dot_product_attention``; ``dropout_p`` is not applied. Rows
+    that the mask empties give zeros, as PyTorch's math kernel does. Memory (…, L, S) for the weights, which
+    fused kernels avoid.
     """
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
@@ -88,12 +90,14 @@ def _attention(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, A
 
 def _inside(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """A function of PyTorch's that is written in Python: run its body under the rules too."""
-    body = getattr(F, f"_{func.__name__}", func)  # behind a switch between two functions, the one that reports the switch
+    body = getattr(
+        F, f"_{func.__name__}", func
+    )  # behind a switch between two functions, the one that reports the switch
     with rules:
         return _body(body)(*args, **kwargs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _body(func: Any) -> Any:
     """The same function, but one that does not hand itself to the mode a second time."""
     names = {n: _never for n in func.__globals__ if n.startswith("has_torch_function")}
@@ -110,7 +114,8 @@ def _never(*_: Any) -> bool:
 
 def _weight_norm(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """g v / ‖v‖ written out: the second derivative of PyTorch's own kernel is wrong, without a word (torch 2.13)."""
-    v, g, dim = (*args, *kwargs.values(), 0)[:3]
+    given: tuple[Any, ...] = (*args, *kwargs.values(), 0)
+    v, g, dim = given[:3]
     kept = tuple(d for d in range(v.ndim) if dim == -1 or d != dim % v.ndim)
     return v * (g / v.pow(2).sum(kept, keepdim=True).sqrt())
 
@@ -122,7 +127,8 @@ def _hardsigmoid(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str,
 
 def _cdist(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """All distances written out, since PyTorch's own kernel has no second derivative; memory (…, P, R, M)."""
-    x1, x2, p = (*args, *kwargs.values(), 2.0)[:3]
+    given: tuple[Any, ...] = (*args, *kwargs.values(), 2.0)
+    x1, x2, p = given[:3]
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
 
@@ -147,7 +153,8 @@ def embedding_bag(
 ) -> Tensor:
     """Sums, means or maxima of bags of embeddings by gathers and additions, differentiable any number of times.
 
-    Arguments as in ``torch.nn.functional.embedding_bag``, whose kernels have no second derivative. Empty bags give zeros.
+    Arguments as in ``torch.nn.functional.embedding_bag``, whose kernels have no second derivative. Empty bags
+    give zeros.
     """
     if index.ndim == 2:
         offsets, include_last_offset = torch.arange(len(index), device=index.device) * index.shape[1], False
@@ -193,8 +200,9 @@ def _recurrent(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, A
 
 
 def _table() -> dict[Any, Handler]:
-    table: dict[Any, Handler] = {F.scaled_dot_product_attention: _attention, torch._weight_norm: _weight_norm}
+    table: dict[Any, Handler] = {F.scaled_dot_product_attention: _attention}
     table |= {F.hardsigmoid: _hardsigmoid, torch.cdist: _cdist, F.embedding_bag: _embedding_bag}
+    table[vars(torch)["_weight_norm"]] = _weight_norm
     groups: list[tuple[Handler, list[tuple[Any, str]]]] = [
         (_inside, [(F, n) for n in ("multi_head_attention_forward", "gumbel_softmax")]),
         (_inside, [(F, f"fractional_max_pool{d}d{w}") for d in (2, 3) for w in ("", "_with_indices")]),

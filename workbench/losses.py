@@ -1,4 +1,4 @@
-"""Losses as sums: every loss becomes a total and a weight, so that L = Σ total / Σ weight holds for any split of the data."""
+"""Losses as totals and weights, so that L = Σ total / Σ weight holds for any split of the data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ class Loss:
     """A loss over batches: L = Σ_b total_b / Σ_b weight_b.
 
     Attributes:
-        name: what it is called.
-        reduction: how the user's loss combines a batch.
-        total: (outputs, targets, size) -> the batch's contribution, a differentiable scalar.
-        weight: (shape of outputs, targets, size) -> the batch's share of the denominator: examples, unmasked tokens, their
+        name: what it is called. reduction: how the user's loss combines a batch. total: (outputs, targets,
+        size) -> the batch's contribution, a differentiable scalar. weight: (shape of outputs, targets, size) ->
+        the batch's share of the denominator: examples, unmasked tokens, their
             class weights, or elements, whichever the loss averages over.
         each: (outputs, targets) -> totals and weights of each example (n,); None where the loss does not come apart.
         kind: what targets are: class numbers or probabilities, yes or no, values of the outputs' shape, or unknown.
@@ -73,7 +72,7 @@ def _span(targets: Tensor) -> str:
     return f"[{float(targets.min()):g}, {float(targets.max()):g}]"
 
 
-# --- classes -----------------------------------------------------------------------------------------------------------
+# --- classes --------------------------------------------------------------------------------------------------------
 
 
 def class_last(outputs: Tensor, targets: Tensor, class_first: bool) -> tuple[Tensor, Tensor]:
@@ -98,7 +97,8 @@ def _check_classes(loss: Loss, outputs: Tensor, targets: Any) -> None:
     if labels.is_floating_point():
         if labels.shape != scores.shape:
             raise ValueError(
-                f"{loss.name} got {what}; it wants class numbers (targets.long()), or one probability for each class; for real "
+                f"{loss.name} got {what}; it wants class numbers (targets.long()), or one probability for each "
+                "class; for real "
                 "values use loss='half_mse'."
             )
     elif labels.is_complex() or labels.dtype == torch.bool:
@@ -107,7 +107,8 @@ def _check_classes(loss: Loss, outputs: Tensor, targets: Any) -> None:
         order = "(N, C, S)" if loss.class_first else "(N, S, C)"
         raise ValueError(
             f"{loss.name} got {what}; it wants outputs (N, C) with targets (N,), or {order} with (N, S). "
-            "For one yes-or-no output use loss='binary_cross_entropy_with_logits'; loss='cross_entropy' takes both orders."
+            "For one yes-or-no output use loss='binary_cross_entropy_with_logits'; loss='cross_entropy' takes "
+            "both orders."
         )
 
 
@@ -116,7 +117,8 @@ def _check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < classes:
         worst = int(kept.max()) if int(kept.max()) >= classes else int(kept.min())
         raise ValueError(
-            f"label {worst} is out of range: the model has {classes} outputs, so labels lie in 0 to {classes - 1} (or are "
+            f"label {worst} is out of range: the model has {classes} outputs, so labels lie in 0 to {classes - 1} "
+            "(or are "
             f"{ignore_index}, which is ignored); check the width of the last layer and the numbering of the labels."
         )
 
@@ -185,11 +187,11 @@ def class_loss(
     return Loss(name, reduction, form.total, form.share, form.each, "classes", ignore_index, class_first)
 
 
-# --- values ------------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------------------------
 
 
 def as_values(outputs: Tensor, targets: Any, name: str) -> Tensor:
-    """Targets in the outputs' shape: class numbers become one-hot vectors, (N,) becomes (N, 1); nothing is broadcast."""
+    """Targets in the outputs' shape: labels become one-hot, (N,) becomes (N, 1); nothing is broadcast."""
     if isinstance(targets, Tensor) and targets.ndim:
         if targets.shape == outputs.shape:
             return targets.to(outputs.dtype)
@@ -258,7 +260,8 @@ NAMES = ("cross_entropy", "half_mse", "mse", "l1", "binary_cross_entropy_with_lo
 def named(name: str, reduction: Reduction = "mean") -> Loss:
     """A loss by name: L is a mean over examples or unmasked tokens, for mse, l1 and binary cross-entropy over elements.
 
-    ``reduction="sum"`` makes these three a sum over an example's elements; "half_mse" is that always, ½ Σ_outputs (f - y)².
+    ``reduction="sum"`` makes these three a sum over an example's elements; "half_mse" is that always, ½
+    Σ_outputs (f - y)².
 
     Raises:
         ValueError: no such name.

@@ -17,8 +17,8 @@ def check_model(module: nn.Module) -> None:
     """Raise before any work for models that cannot be evaluated as one function on one device.
 
     Raises:
-        TypeError: not a module, or parameters that do not exist yet. ValueError: split over devices, on the meta device,
-        sharded, complex, or without floating-point parameters.
+        TypeError: not a module, or parameters that do not exist yet. ValueError: split over devices, on the
+        meta device, sharded, complex, or without floating-point parameters.
     """
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model must be a torch.nn.Module; got {type(module).__name__}.")
@@ -49,7 +49,7 @@ def _check_place(tensors: Mapping[str, Tensor]) -> None:
 
 
 def working_dtype(tensors: Iterable[Tensor], wanted: torch.dtype | None) -> tuple[torch.dtype, str | None]:
-    """The precision to compute in, and the words for a change: half precision becomes float32 unless another is wanted."""
+    """The precision to compute in (float32 for half precision), and the words for a change of it."""
     found = {t.dtype for t in tensors if t.is_floating_point()}
     widest = max(found, key=lambda d: torch.finfo(d).bits)
     names = " and ".join(sorted(_short(d) for d in found))
@@ -75,8 +75,8 @@ def _short(dtype: torch.dtype) -> str:
 def choose(module: nn.Module, choice: Choice) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the chosen parameters in ``named_parameters`` order (tied ones once), and notes on what was left out.
 
-    ``choice`` is a name, a module's name, a glob, several of these, or a predicate (name, tensor) -> bool. None takes those
-    that require gradients.
+    ``choice`` is a name, a module's name, a glob, several of these, or a predicate (name, tensor) -> bool. None
+    takes those that require gradients.
 
     Raises:
         ValueError: a name that matches nothing (close matches are listed), or nothing chosen.

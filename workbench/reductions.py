@@ -1,4 +1,4 @@
-"""From what a user calls a loss to a :class:`~workbench.losses.Loss`: which form it has, and how it combines a batch."""
+"""From what a user calls a loss to a :class:`~workbench.losses.Loss`: its form, and how it combines a batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def make(loss: Any, reduction: Reduction | None, outputs: Tensor, targets: Any, 
     doubles).
 
     Raises:
-        ValueError: an unknown name, a result of the wrong length, a reduction that cannot be found, or a loss that fails.
+        ValueError: an unknown name, a result of the wrong length, a reduction that cannot be found, or a loss
+        that fails.
     """
     if reduction not in (None, "mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}.")
@@ -100,7 +101,7 @@ def _custom(loss: Any, reduction: Reduction | None, outputs: Tensor, targets: An
 
 
 def _unreduced(loss: Any, outputs: Tensor, targets: Any, size: int) -> Tensor | None:
-    """One of PyTorch's other losses with reduction="none", where that keeps every element: its mean is over elements."""
+    """The values of one of PyTorch's other losses, where it has one for every element: its mean is over elements."""
     home = type(loss) if isinstance(loss, nn.Module) else _inner(loss)
     if getattr(home, "__module__", "") not in ("torch.nn.functional", "torch.nn.modules.loss"):
         return None
@@ -129,7 +130,8 @@ def _try(loss: Any, outputs: Tensor, targets: Any, name: str) -> Tensor:
             else type(targets).__name__
         )
         raise ValueError(
-            f"the loss {name} failed on the first batch, outputs {tuple(outputs.shape)} {str(outputs.dtype)[6:]}, targets "
+            f"the loss {name} failed on the first batch, outputs {tuple(outputs.shape)} {str(outputs.dtype)[6:]}, "
+            "targets "
             f"{what}: {problem}"
         ) from problem
     if not isinstance(found, Tensor):
@@ -148,7 +150,8 @@ def by_shape(found: Tensor, size: int, name: str) -> Reduction | None:
     if found.shape == (size,):
         return "none"
     raise ValueError(
-        f"the loss {name} gave shape {tuple(found.shape)} for a batch of {size} examples; it must give one number, or one for "
+        f"the loss {name} gave shape {tuple(found.shape)} for a batch of {size} examples; it must give one number, "
+        "or one for "
         f"each example: ({size},)."
     )
 

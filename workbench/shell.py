@@ -1,6 +1,6 @@
 """The shell: a module as a function of its tensors, evaluated beside the user's model and never through it."""
 
-# pyright: reportPrivateUsage=false
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # A module's registries of parameters, buffers and hooks have no public names.
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from workbench.kernels import Rules
 from workbench.twin import is_torchs, twin, unwrap
 
-_top_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
+_top_hooks: Callable[[bool], Any] = getattr(torch._C, "_autograd")._top_saved_tensors_default_hooks  # noqa: B009
 Norm = Literal["eval", "batch", "recompute"]
 Tensors = Mapping[str, Tensor]
 SAMPLE = 16
@@ -27,12 +27,13 @@ SAMPLE = 16
 class Shell:
     """A twin of the user's module with its own flags, hooks and lock; the tensors stay the user's.
 
-    ``run(function, tensors)`` calls ``function(module)`` with the named tensors in place of the module's own. It is a fixed,
-    differentiable function of them: dropout is off, random numbers and attributes are the same at every call, buffers are
-    passed as clones, attention is explicit, autocast and inference mode are off. One thread at a time.
+    ``run(function, tensors)`` calls ``function(module)`` with the named tensors in place of the module's own.
+    It is a fixed, differentiable function of them: dropout is off, random numbers and attributes are the same
+    at every call, buffers are passed as clones, attention is explicit, autocast and inference mode are off. One
+    thread at a time.
 
-    Where ``dtype`` or ``device`` differ from the model's, floating-point tensors are converted copies, made anew when the
-    user's change; else they share storage and version with the user's.
+    Where ``dtype`` or ``device`` differ from the model's, floating-point tensors are converted copies, made
+    anew when the user's change; else they share storage and version with the user's.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Shell:
         return self.dtype is not None or self.device is not None
 
     def tensors(self, deep: bool = False) -> dict[str, Tensor]:
-        """Every parameter and buffer as of now, detached. ``deep`` looks for unannounced writes too before reusing copies."""
+        """Every parameter and buffer as of now, detached; ``deep`` looks for unannounced writes before reusing copies."""
         originals = {**self.parameters, **self.buffers}
         if not self.copies:
             return {name: self.convert(t) for name, t in originals.items()}
@@ -111,8 +112,9 @@ class Shell:
     def version(self) -> tuple[Any, ...]:
         """Changes when any weight or buffer is written.
 
-        Autograd's counter misses writes through ``.data``, fused optimizers and BatchNorm's running statistics (torch 2.13),
-        so up to :data:`SAMPLE` entries of each tensor are compared as well. Cost: about 5 µs a tensor.
+        Autograd's counter misses writes through ``.data``, fused optimizers and BatchNorm's running statistics
+        (torch 2.13), so up to :data:`SAMPLE` entries of each tensor are compared as well. Cost: about 5 µs a
+        tensor.
         """
         originals = {**self.parameters, **self.buffers}
         return (*_places(originals), _sample(tuple(originals.values())))
@@ -126,7 +128,8 @@ class Shell:
     ) -> Any:
         """``function(module)`` with ``tensors`` (and ``buffers``) in place of the module's own; see the class.
 
-        ``recompute`` names running statistics that this call updates in place. Cost beside the function's own: 50 to 100 µs.
+        ``recompute`` names running statistics that this call updates in place. Cost beside the function's own:
+        50 to 100 µs.
 
         Raises:
             KeyError: a name that is neither a parameter nor a buffer.
@@ -154,7 +157,7 @@ class Shell:
                 self._restore()
 
     def _restore(self) -> None:
-        """Attributes, flags and tensors as before a call: nothing is remembered, so the next call is the same function."""
+        """Put attributes, flags and tensors back: nothing is remembered, so the next call is the same function."""
         for attributes, before in self._state:
             attributes.clear()
             attributes.update(before)
@@ -174,8 +177,8 @@ class Shell:
         """What a reading should say about how the module was evaluated; ``micro`` is the batch for batch statistics."""
         policy = {
             "eval": "BatchNorm uses its running statistics",
-            "batch": f"BatchNorm uses the statistics of micro-batches of {micro} examples; running statistics are left alone",
-            "recompute": f"BatchNorm's running statistics are estimated anew at each point, over micro-batches of {micro}",
+            "batch": f"BatchNorm uses the statistics of micro-batches of {micro} examples; running ones are left alone",
+            "recompute": f"BatchNorm's statistics are estimated anew at each point, over micro-batches of {micro} examples",
         }
         said = [policy[self.norm]] if self.norms else []
         if self.hooked:
@@ -205,7 +208,7 @@ def _slots(module: nn.Module, names: Tensors) -> Iterator[tuple[dict[str, Any], 
 
 @contextmanager
 def _clean(device: torch.device) -> Generator[None]:
-    """No autocast, no inference mode; recomputing checkpoints are refused, since they would recompute at other weights."""
+    """No autocast, no inference mode, and no recomputing checkpoints, which would recompute at other weights."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -222,7 +225,8 @@ _SEEN = {
     "recurrent": "cuDNN is off for recurrent layers while they run, since its kernels have no second derivative",
 }
 _NO_CHECKPOINTS = (
-    "the model's forward uses saved-tensor hooks (torch.utils.checkpoint?), which would recompute it later at other weights; "
+    "the model's forward uses saved-tensor hooks (torch.utils.checkpoint?), which would recompute it later at "
+    "other weights; "
     "switch gradient checkpointing off for the probe, for example model.gradient_checkpointing_disable()."
 )
 

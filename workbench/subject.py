@@ -33,25 +33,26 @@ SHARE = 0.25
 
 
 class Subject:
-    """A model, data and a loss as one function of the parameters, L(θ) = Σ_examples ℓ / Σ weights, never touching the model.
+    """A model, data and a loss as one function of the parameters: L(θ) = Σ ℓ / Σ weights, the model untouched.
 
-    The examples are read once and frozen. The model is evaluated through a shell of its own (see :class:`Shell`): in eval
-    mode, without dropout, without the user's hooks, with explicit attention, at tensors that are given. ``params`` share
-    storage with the model where no other precision or device is asked for, so the subject follows training as it goes on;
-    :meth:`snapshot` gives one that does not.
+    The examples are read once and frozen. The model is evaluated through a shell of its own (see
+    :class:`Shell`): in eval mode, without dropout, without the user's hooks, with explicit attention, at
+    tensors that are given. ``params`` share storage with the model where no other precision or device is asked
+    for, so the subject follows training as it goes on; :meth:`snapshot` gives one that does not.
 
     Args:
-        model: any ``torch.nn.Module``; compiled, DataParallel and DDP wrappers are looked through.
-        data: (x, y), a Dataset, a DataLoader, a list or generator of batches; a batch is a tuple or a dict (targets under
+        model: any ``torch.nn.Module``; compiled, DataParallel and DDP wrappers are looked through. data: (x,
+        y), a Dataset, a DataLoader, a list or generator of batches; a batch is a tuple or a dict (targets under
             labels, label, targets, target or y).
-        loss: a name (cross_entropy, half_mse, mse, l1, binary_cross_entropy_with_logits, nll), a function or a module.
-        objective: instead of ``loss``: f(model, batch) -> loss. There are no outputs then, nor GGN and Fisher.
-        reduction: how the loss combines a batch, where that cannot be found. L is the mean over examples in any case
+        loss: a name (cross_entropy, half_mse, mse, l1, binary_cross_entropy_with_logits, nll), a function or a
+        module. objective: instead of ``loss``: f(model, batch) -> loss. There are no outputs then, nor GGN and
+        Fisher. reduction: how the loss combines a batch, where that cannot be found. L is the mean over
+        examples in any case
             (over unmasked tokens, or elements, where PyTorch's own mean is).
-        held_out: a second data set, available as :attr:`held_out`.
-        parameters: names, module names, globs or a predicate (name, tensor) -> bool; None: all that require gradients.
-        optimizer: the optimizer in use, for probes that precondition.
-        norm: "eval" (running statistics, the default), "batch" (statistics of each micro-batch of ``batch_size``) or
+        held_out: a second data set, available as :attr:`held_out`. parameters: names, module names, globs or a
+        predicate (name, tensor) -> bool; None: all that require gradients. optimizer: the optimizer in use, for
+        probes that precondition. norm: "eval" (running statistics, the default), "batch" (statistics of each
+        micro-batch of ``batch_size``) or
             "recompute" (running statistics estimated anew, by cumulative averages over the examples, at each point).
         device: "auto" for the model's own.
         dtype: precision of a private copy; None: the model's, float32 for half precision.
@@ -65,7 +66,8 @@ class Subject:
 
     kind: ClassVar[str] = "subject"
     path: Any = None
-    """The trajectory that the subject was opened from, with ``steps``, ``weights(step)`` and ``fingerprint()``; else None."""
+    """The trajectory that the subject was opened from, with ``steps``, ``weights(step)`` and ``fingerprint()``; "
+    "else None."""
 
     def __init__(
         self,
@@ -144,7 +146,7 @@ class Subject:
         other.held_out = None
         return other
 
-    # --- what it is ----------------------------------------------------------------------------------------------------
+    # --- what it is -------------------------------------------------------------------------------------------------
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -265,7 +267,7 @@ class Subject:
         about = self.describe()
         return f"<Subject {self._title}: {self.size} parameters, {about['loss']} {about['on']}>"
 
-    # --- its numbers ---------------------------------------------------------------------------------------------------
+    # --- its numbers ------------------------------------------------------------------------------------------------
 
     def loss(self, params: Params | None = None) -> float:
         """L at ``params`` (None: the model's own point). One forward pass.
@@ -276,7 +278,7 @@ class Subject:
         return self.evaluate(params, ("loss",))["loss"]
 
     def losses(self, params: Params | None = None) -> Tensor | None:
-        """Per-example losses (n,) in float64, scaled so that their mean is L; None where the loss does not come apart."""
+        """Per-example losses (n,) in float64, scaled so that their mean is L; None where L does not come apart."""
         sums = self._sums(params, decide=False)
         t, w = torch.cat(sums.totals), torch.cat(sums.weights)
         return t * (len(t) / w.sum()) if sums.apart else None
@@ -286,7 +288,8 @@ class Subject:
     ) -> dict[str, float]:
         """Loss, its standard error over examples (nan where unknown) and the share of wrong decisions, from one pass.
 
-        The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t_i - L w_i)²) / Σ w_i, with totals t and weights w.
+        The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t_i - L w_i)²) / Σ w_i, with totals t
+        and weights w.
         """
         unknown = set(metrics) - {"loss", "error_rate"}
         if unknown:
@@ -306,7 +309,7 @@ class Subject:
         return sums
 
     def gradient(self, params: Params | None = None) -> dict[str, Tensor]:
-        """∇L by name, in the parameters' precision, summed over chunks in float64; zero for parameters that L does not use."""
+        """∇L by name, in the parameters' precision, summed in float64; zero for parameters that L does not use."""
         point = {name: p.detach().requires_grad_() for name, p in (params or self.params).items()}
         sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in point.items()}
         buffers, value = self._statistics_at(params), 0.0
@@ -327,20 +330,20 @@ class Subject:
         with torch.no_grad(), precise(self.device):
             return torch.cat([self.batch_outputs(params or {}, batch, buffers) for batch in self.batches()])
 
-    # --- its parts, for operators and probes ---------------------------------------------------------------------------
+    # --- its parts, for operators and probes ------------------------------------------------------------------------
 
     def batches(self, chunk: int | None = None) -> Iterator[Batch]:
         """The examples in order, ``chunk`` at a time (None: the plan's), on the device and in the subject's precision.
 
-        Data of unequal shapes keep their own batches. With ``norm="batch"`` the micro-batch is part of what L is, so ``chunk``
-        is ignored.
+        Data of unequal shapes keep their own batches. With ``norm="batch"`` the micro-batch is part of what L
+        is, so ``chunk`` is ignored.
         """
         if self.norm == "batch":
             return self._feed.batches(self._micro, join=True)
         return self._feed.batches(chunk or self.plan.chunk)
 
     def batch_outputs(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
-        """The model's outputs for a batch at ``params`` (those not named: the model's own), differentiable at any order.
+        """The model's outputs for a batch at ``params`` (others: the model's own); differentiable at any order.
 
         ``buffers`` replaces named buffers; None: as the policy has them at the subject's own point.
         """
@@ -353,7 +356,7 @@ class Subject:
         return self._criterion.output_loss(self._shell, outputs, batch)
 
     def batch_loss(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
-        """A batch's contribution, so that L = Σ_batches batch_loss / total_weight; a scalar, differentiable at any order."""
+        """A batch's scalar contribution: L = Σ_batches batch_loss / total_weight; differentiable at any order."""
         return self._criterion.total(
             self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers
         )
@@ -370,7 +373,7 @@ class Subject:
         return statistics
 
     def _statistics_at(self, params: Params | None) -> dict[str, Tensor]:
-        """What the policy puts in place of the model's own running statistics at a point; kept for the subject's own."""
+        """Running statistics that the policy puts in place of the model's own; kept for the subject's own point."""
         if self.norm != "recompute" or not self._shell.norms:
             return {}
         if params is not None:
@@ -388,7 +391,7 @@ class Subject:
         """A vector of ``size`` entries as named tensors, views of it where the precision agrees."""
         return theta.unflatten(vector, {name: self._shell.parameters[name] for name in self._names}, self.dtype)
 
-    # --- what it costs -------------------------------------------------------------------------------------------------
+    # --- what it costs ----------------------------------------------------------------------------------------------
 
     @property
     def _micro(self) -> int:
@@ -414,7 +417,7 @@ class Subject:
         return saved_bytes(lambda: self.batch_loss(point, batch, {}), outside) / batch.size
 
     def memory(self) -> int:
-        """Bytes that autograd keeps of one chunk's forward pass: measured once on a few examples, scaled to the chunk."""
+        """Bytes that autograd keeps of one chunk's forward pass: measured on a few examples, scaled to the chunk."""
         return int(self._bytes_each * min(self.plan.chunk or CHUNK, self.examples))
 
     def available_memory(self) -> int:

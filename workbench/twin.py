@@ -38,9 +38,10 @@ def unwrap(module: nn.Module) -> nn.Module:
 def twin(module: nn.Module, replace: Replace = lambda tensor: tensor) -> nn.Module:
     """A module that computes the same function with the same tensors (or ``replace(tensor)`` of each), in eval mode.
 
-    Submodules, containers, bound methods and partials that lead to the module lead to the twin instead; other objects
-    are shared. Hooks are left behind except those of ``torch.nn.utils`` (the old ``weight_norm`` and ``spectral_norm``
-    compute the weight in one). Nothing is copied but dictionaries, so the cost is about 10 µs a submodule.
+    Submodules, containers, bound methods and partials that lead to the module lead to the twin instead; other
+    objects are shared. Hooks are left behind except those of ``torch.nn.utils`` (the old ``weight_norm`` and
+    ``spectral_norm`` compute the weight in one). Nothing is copied but dictionaries, so the cost is about 10 µs
+    a submodule.
 
     Raises:
         TypeError: a TorchScript module, whose tensors cannot be exchanged.
