@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import xarray as xr
+from torch import nn
 
 from workbench.figure import Axis, Figure, Line, Panel, Points
 from workbench.fingerprint import digest
@@ -128,3 +131,149 @@ def fill(store: Any) -> Any:
         store.save(Trace(vectors=3).run(subject, seed=seed))
     store.save(Trace(vectors=7).run(ToySubject()))
     return store
+
+
+# -------------------------------------------- a net with which everything can go wrong, and what is made of it
+
+
+class Fuse:
+    """Sits in every net below, counts its forward passes, looks around during them, and can break them."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from zero, look at nothing, break nothing."""
+        self.count = 0
+        self.blow_at: int | None = None
+        self.poison_from: int | None = None
+        self.watch: Callable[[], None] | None = None
+
+    def burn(self, x: torch.Tensor) -> torch.Tensor:
+        """What a forward pass through the net does."""
+        self.count += 1
+        if self.watch is not None:
+            self.watch()
+        if self.count == self.blow_at:
+            raise FuseBlown("the forward pass failed half-way")
+        if self.poison_from is not None and self.count >= self.poison_from:
+            return x * float("nan")
+        return x
+
+
+class FuseBlown(ArithmeticError):
+    """Raised in the middle of a forward pass."""
+
+
+FUSE = Fuse()
+
+
+class Fused(nn.Module):
+    """The identity, through the fuse."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return FUSE.burn(x)
+
+
+def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Dense, BatchNorm, dropout, a frozen weight, mixed flags, a gradient and a hook of the user; 73 parameters."""
+    rng = torch.Generator().manual_seed(seed)
+    layers = OrderedDict(
+        first=nn.Linear(4, 7),
+        norm=nn.BatchNorm1d(7),
+        bend=nn.Tanh(),
+        drop=nn.Dropout(0.3),
+        fuse=Fused(),
+        head=nn.Linear(7, 3),
+    )
+    made = nn.Sequential(layers).to(dtype)
+    with torch.no_grad():
+        for p in (*made.parameters(), *(b for b in made.buffers() if b.is_floating_point())):
+            p.copy_(0.5 * torch.randn(p.shape, generator=rng, dtype=dtype))
+        made.norm.running_var.abs_().add_(0.5)
+        made.norm.weight.abs_().add_(0.5)
+    made.train()
+    made.norm.eval()
+    made.first.bias.requires_grad_(False)
+    made.first.weight.grad = torch.ones_like(made.first.weight)
+    made.head.register_forward_hook(_users_hook)
+    return made
+
+
+def _users_hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    """A hook that does nothing, and must still be there afterwards."""
+
+
+def examples(seed: int = 0, count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three overlapping clouds, ten examples each."""
+    rng = torch.Generator().manual_seed(100 + seed)
+    y = torch.arange(count) % 3
+    centres = torch.randn(3, 4, generator=rng, dtype=torch.float64)
+    return centres[y] + 0.5 * torch.randn(count, 4, generator=rng, dtype=torch.float64), y
+
+
+@dataclass
+class World:
+    """What a probe looks at, and everything of the user's that must stay as it is."""
+
+    subject: Any
+    models: tuple[nn.Module, ...]
+    data: tuple[torch.Tensor, ...]
+
+
+def world(looks_at: str, folder: Path, planted: float | None = None) -> World:
+    """A world of the kind that a probe looks at; ``planted`` (nan) is put among the recorded scalars."""
+    return {"subject": _subject_world, "pair": _pair_world, "trajectory": _path_world, "runs": _runs_world}[looks_at](
+        folder, planted
+    )
+
+
+def _subject_world(folder: Path, planted: float | None) -> World:
+    from workbench.subject import Subject
+
+    model, data = net(), examples()
+    return World(Subject(model, data, loss="cross_entropy", held_out=examples(1)), (model,), data)
+
+
+def _pair_world(folder: Path, planted: float | None) -> World:
+    from workbench.several import Pair
+    from workbench.subject import Subject
+
+    models, data = (net(0), net(1)), examples()
+    return World(Pair(*(Subject(m, data, loss="cross_entropy") for m in models)), models, data)
+
+
+def _path_world(folder: Path, planted: float | None, seed: int = 0) -> World:
+    from workbench.trajectory import Trajectory
+
+    path, data = folder / f"run{seed}", examples()
+    if not path.exists():
+        record_training(path, seed, data, planted)
+    model = net(seed)
+    return World(Trajectory.open(path).using(model, data, "cross_entropy"), (model,), data)
+
+
+def _runs_world(folder: Path, planted: float | None) -> World:
+    from workbench.several import Runs
+
+    paths = [_path_world(folder, planted, seed) for seed in (0, 1)]
+    runs = Runs({f"seed {k}": path.subject for k, path in enumerate(paths)})
+    return World(runs, tuple(m for p in paths for m in p.models), paths[0].data)
+
+
+def record_training(path: Path, seed: int, data: tuple[torch.Tensor, ...], planted: float | None = None) -> None:
+    """Twelve steps of training on record, with the scalars that probes of paths read: memorised at 4, grokked at 9."""
+    from workbench.dynamics.recorder import Recorder
+
+    model, (x, y) = net(seed), data
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    model.eval()
+    with Recorder(path, model, optimizer, every=4) as recorder:
+        for step in range(1, 13):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            accuracy = {"train_accuracy": float(step >= 4), "test_accuracy": float(step >= 9)}
+            held = {"train_loss": loss.item(), "test_loss": 2 * loss.item(), **accuracy}
+            recorder.step(**{name: value if planted is None else planted for name, value in held.items()})
