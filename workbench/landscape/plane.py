@@ -20,6 +20,7 @@ from workbench.schema import Choice, Display, Doc, Range
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
+_SAMPLED = ("sample_u", "sample_v", "sample_loss", "sample_loss_error")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,8 @@ class Plane(Probe[Subject]):
         Variable("loss_here_error", (), "standard error of loss_here over examples", "loss per example"),
         Variable("sample_u", ("sample",), "first coordinate of each evaluation, in order"),
         Variable("sample_v", ("sample",), "second coordinate of each evaluation, in order"),
-        Variable(
-            "sample_loss", ("sample",), "mean loss at each evaluation, in order", "loss per example", "loss_error"
-        ),
+        Variable("sample_loss", ("sample",), "mean loss, in order", "loss per example", "sample_loss_error"),
+        Variable("sample_loss_error", ("sample",), "standard error of sample_loss", "loss per example"),
         Variable("direction_norm", ("direction",), "length of each direction", "parameter distance"),
         Variable("cosine", (), "cosine of the angle between the directions"),
         Variable("explained_variance", ("direction",), "share of the path's variance along each direction"),
@@ -204,7 +204,7 @@ class _Filling:
         self.at = mover(self.subject, self.axes.first, self.axes.second)
         self.arrays = {
             name: np.full((n, n), np.nan) for name in ("loss", "loss_error", "error_rate", "error_rate_error")
-        } | {name: np.full(n * n, np.nan) for name in ("sample_u", "sample_v", "sample_loss")}
+        } | {name: np.full(n * n, np.nan) for name in _SAMPLED}
         self.evaluated = np.zeros((n, n), dtype=bool)
         self.here = self.subject.evaluate()
         self.fixed = self._fixed()
@@ -226,7 +226,7 @@ class _Filling:
         found = self.here if u == 0.0 == v else self.subject.evaluate(self.at(u, v))
         for name in ("loss", "loss_error", "error_rate", "error_rate_error"):
             self.arrays[name][i, j] = found.get(name, np.nan)
-        for name, value in (("sample_u", u), ("sample_v", v), ("sample_loss", found["loss"])):
+        for name, value in zip(_SAMPLED, (u, v, found["loss"], found["loss_error"]), strict=True):
             self.arrays[name][seen - 1] = value
         self.evaluated[i, j] = True
 
