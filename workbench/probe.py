@@ -21,6 +21,7 @@ import xarray as xr
 from workbench import schema
 from workbench.figure import Figure
 from workbench.numerics.sampling import Draw
+from workbench.plan import Plan
 from workbench.provenance import provenance_of
 from workbench.resolve import probe_class, resolve
 from workbench.words import summary_words
@@ -299,7 +300,7 @@ def drive(
         ModelChanged: weights were written in place during the run.
     """
     _accept(probe, subject)
-    subject = subject.with_plan(plan) if plan is not None else subject
+    subject = subject.with_plan(Plan(**plan) if isinstance(plan, Mapping) else plan) if plan else subject
     deadline = time.monotonic() + seconds if seconds else float("inf")
     said: tuple[str, ...] = ()
     while True:
