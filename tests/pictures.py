@@ -71,9 +71,9 @@ def curves() -> Figure:
         Line(step, loss, "train"),
         Points(step[::5], loss[::5], 2 * loss[::5], "measured", "third"),
         Rule(0.1, "y", "target"),
-        Text(10.0, 0.2, "a $remark"),
+        Text(10.0, 0.2, r"a $remark_1 & 50 % of {x}^2 # \ <y>"),
     )
-    right = (Bars(np.arange(3.0), [0.1, -0.2, 0.3], [0.01, np.nan, 0.05], names=("NC1", "NC2", "NC3")),)
+    right = (Bars(np.arange(3.0), [0.1, -0.2, 0.3], [0.01, np.nan, 0.05], names=("NC_1", "NC²", "‖θ‖ ≥ ½")),)
     panels = (
         Panel(left, Axis("step", "log"), Axis("loss", "log", "nats")),
         Panel(right, Axis("measure"), Axis("value")),

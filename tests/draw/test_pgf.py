@@ -52,6 +52,10 @@ def test_words_are_written_for_latex(words, tex):
     assert tex_words(words) == tex
 
 
+def test_without_mathematics_every_character_stands_for_itself():
+    assert tex_words(r"a_1 $ {b} \c", mathematics=False) == r"a\_1 \$ \{b\} \textbackslash{}c"
+
+
 @pytest.mark.skipif(
     shutil.which("pdflatex") is None, reason="LaTeX is not installed; PGF files need it only to be read"
 )

@@ -18,12 +18,26 @@ _SIGNS = {
     **{"\N{MINUS SIGN}": "-", "×": r"\times", "±": r"\pm", "≤": r"\leq", "≥": r"\geq", "≠": r"\neq", "≈": r"\approx"},
     **{"∞": r"\infty", "∂": r"\partial", "∇": r"\nabla", "√": r"\surd", "·": r"\cdot", "∈": r"\in", "‖": r"\Vert"},
     **{"→": r"\rightarrow", "←": r"\leftarrow", "∑": r"\sum", "∏": r"\prod", "⟨": r"\langle", "⟩": r"\rangle"},
-    **{"ᵀ": r"^{\top}", "′": r"^{\prime}", "ε": r"\varepsilon", "…": r"\ldots", "°": r"^{\circ}", "∝": r"\propto"},
+    **{
+        "ᵀ": r"^{\top}",
+        "′": r"^{\prime}",
+        "ε": r"\varepsilon",
+        "½": r"{}^{1}\!/_{2}",
+        "ℓ": r"\ell",
+        "⊤": r"\top",
+        "⊥": r"\perp",
+        "∥": r"\parallel",
+        "≪": r"\ll",
+        "≫": r"\gg",
+        "•": r"\bullet",
+        "…": r"\ldots",
+        "°": r"^{\circ}",
+        "∝": r"\propto",
+    },
 }
 _SUPER, _SUB = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
-_SPECIAL = {
-    "&": r"\&",
-    "#": r"\#",
+_SPECIAL = {c: f"\\{c}" for c in "&#$_{}"} | {
+    "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "|": r"\textbar{}",
     "<": r"\textless{}",
@@ -31,10 +45,16 @@ _SPECIAL = {
 }
 
 
-def tex_words(text: str) -> str:
-    """Words for LaTeX of any engine: signs beyond its usual letters as mathematics, special characters escaped."""
+def tex_words(text: str, mathematics: bool = True) -> str:
+    r"""Words for LaTeX of any engine: signs beyond its usual letters as mathematics, special characters escaped.
+
+    With ``mathematics``, what stands between two dollar signs is LaTeX already and ``\$`` is a dollar sign, as in
+    matplotlib; without, every character stands for itself.
+    """
+    if not mathematics:
+        return "".join(_letter(c) for c in text)
     parts = re.split(r"((?<!\\)\$.*?(?<!\\)\$)", text.replace(r"\mathdefault", ""))
-    return "".join(p if p.startswith("$") else "".join(_letter(c) for c in p) for p in parts)
+    return "".join(p if p.startswith("$") else tex_words(p.replace(r"\$", "$"), False) for p in parts)
 
 
 def _letter(char: str) -> str:
@@ -91,6 +111,6 @@ def _renderer() -> Any:
         def draw_text(
             self, gc: Any, x: Any, y: Any, s: Any, prop: Any, angle: Any, ismath: Any = False, mtext: Any = None
         ) -> None:
-            super().draw_text(gc, x, y, tex_words(s), prop, angle, ismath, mtext)
+            super().draw_text(gc, x, y, tex_words(s, bool(ismath)), prop, angle, ismath, mtext)
 
     return Renderer

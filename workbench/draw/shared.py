@@ -67,8 +67,20 @@ export default async () => {
     const view = { el, viewID: "fit", model: { get: () => change }, _sendLayoutDelta() {} };
     module.FigureView.prototype.do_relayout.call(view);
   };
+  const renewed = (model) => new Promise((done) => {
+    const asked = Math.floor(Math.random() * 2 ** 31), given_up = setTimeout(done, 3000);
+    const heard = () => {
+      if (model.get("_wb_answered") !== asked) return;
+      clearTimeout(given_up);
+      model.off("change:_wb_answered", heard);
+      done();
+    };
+    model.on("change:_wb_answered", heard);
+    model.set("_wb_asked", asked);
+    model.save_changes();
+  });
   return {
-    initialize: (context) => inner.initialize(context),
+    async initialize(context) { inner.initialize(context); await renewed(context.model); },
     render(context) {
       const undo = inner.render(context);
       const watch = new ResizeObserver(() => requestAnimationFrame(() => fit(context.el)));
@@ -144,6 +156,8 @@ class LiveFigure(go.FigureWidget):
     Updates may come from any thread; only what differs from the last update is sent.
     """
 
+    _wb_asked = traitlets.Int().tag(sync=True)
+    _wb_answered = traitlets.Int().tag(sync=True)
     _wb_sent: tuple[list[dict[str, Any]], dict[str, Any]]
     _wb_lock: threading.Lock
     _esm = _WAITER if shared() else BaseFigureWidget._esm
@@ -161,6 +175,13 @@ class LiveFigure(go.FigureWidget):
         self._config = {"responsive": True, "displaylogo": False}
         object.__setattr__(self, "_wb_sent", (traces, layout))
         object.__setattr__(self, "_wb_lock", threading.Lock())
+        self.observe(self._renew, "_wb_asked")
+
+    def _renew(self, change: Any) -> None:
+        """A page is ready to draw: tell it the figure as it is now."""
+        with self._wb_lock:
+            self.send_state(("_widget_data", "_widget_layout", "_last_layout_edit_id", "_last_trace_edit_id"))
+            self._wb_answered = change["new"]
 
     def update_from(self, figure: Figure) -> None:
         """Show another figure: changed arrays and words only when its structure is the same, else new traces."""
