@@ -131,9 +131,9 @@ def lanczos(
     wanted value moves, the run goes on until converged and checks again. This is a strong test, not a proof. An end
     of which only one pair is wanted is not checked: its multiplicity does not matter.
 
-    ``least`` products are made in any case, since a quadrature wants depth. The residual of a bottom pair need not fall
-    below ``tolerance`` · ``near_zero`` · max |value|: where nothing is clearly negative, the smallest eigenvalue is one
-    of many near zero and would never be resolved relative to its own size.
+    ``least`` products are made in any case, since a quadrature wants depth. A bottom pair that is not negative beyond its
+    residual is judged as if it were of size ``near_zero`` · max |value|: where nothing is negative, the smallest
+    eigenvalue is one of many near zero and would hardly ever be resolved relative to its own size.
 
     Raises ValueError for unusable settings and ArithmeticError when a product is not finite. Source: Paige 1976; Wu
     and Simon 2000 (thick restart); Ruhe 1979 (several pending vectors).
@@ -273,8 +273,8 @@ class _Run:
         values, vectors = space.ritz()
         residuals = np.maximum(space.residuals(vectors), space.precision.unit * space.scale)
         sizes = np.abs(values)
-        low = slice(max(n - self.bottom, 0), n)
-        sizes[low] = np.maximum(sizes[low], self.plan.near_zero * sizes.max())
+        vague = (np.arange(n) >= n - self.bottom) & (values >= -residuals)
+        sizes[vague] = np.maximum(sizes[vague], self.plan.near_zero * sizes.max())
         allowed = np.maximum(tolerance * sizes, space.precision.floor * space.scale)
         ratios = np.divide(residuals, allowed, out=np.zeros(n), where=allowed > 0)
         if not space.complete and (space.products < FEWEST_STEPS or n < self.top + self.bottom):
