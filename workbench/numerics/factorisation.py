@@ -96,7 +96,7 @@ class Factorisation:
 
     def residuals(self, vectors: Floats) -> Floats:
         """Bounds on ‖A x - value x‖ for Ritz vectors with coefficients (n, k): what leads out, shelf included."""
-        shelved = np.linalg.norm(self.shelf[:, : self.n] @ vectors, axis=0)
+        shelved = np.abs(self.shelf[:, : self.n] @ vectors).sum(axis=0)
         return np.linalg.norm(self.couplings @ vectors, axis=0) + shelved
 
     def adopt(self, vector: Tensor) -> bool:
@@ -129,6 +129,16 @@ class Factorisation:
             self.shelf[-1, : self.n] = self.matrix[self.n + place, : self.n]
             self.basis.put(self.capacity, self.basis.rows[self.n + place])
         self.pending = 0
+
+    def _settle_shelf(self) -> None:
+        """Leave on the shelf only what Q does not hold: the rest is in T by now, and part of Q is about to go."""
+        for i in range(len(self.shelf)):
+            place = self.rows - 1 - i
+            rest, _ = self.basis.remove(self.basis.row(place), self.n)
+            length = float(norm(rest))
+            self.shelf[i] *= length
+            if length > 0:
+                self.basis.put(place, rest / length)
 
     def reunite(self) -> None:
         """Take shelved vectors back as pending rows, as far as the basis does not hold them by now."""
@@ -195,6 +205,7 @@ class Factorisation:
         """Rotate Q to its ``top`` largest and ``bottom`` smallest Ritz vectors; pending rows stay as they are."""
         if top + bottom >= self.n:
             return
+        self._settle_shelf()
         values, vectors = self.ritz()
         index = np.r_[0:top, self.n - bottom : self.n]
         transform, couplings = vectors[:, index], self.couplings @ vectors[:, index]
