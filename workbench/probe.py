@@ -32,7 +32,6 @@ Value = float | int | str | bool
 VERBS = {
     "show": "workbench.draw.show:mimebundle",
     "export": "workbench.draw.export:export",
-    "second_opinion": "workbench.interop.opinion:second_opinion",
 }
 """What a reading can do beyond its data, by name, so that this module imports nothing that draws."""
 
@@ -247,10 +246,6 @@ class Reading:
             self, path, venue=venue, column=column, provenance=provenance, usetex=usetex, height=height, dpi=dpi
         )
 
-    def second_opinion(self) -> Any:
-        """The same quantity by another package on the same subject, with the difference explained."""
-        return resolve(VERBS["second_opinion"])(self)
-
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return resolve(VERBS["show"])(self)
 
@@ -301,7 +296,7 @@ def drive(
     """
     _accept(probe, subject)
     subject = subject.with_plan(Plan(**plan) if isinstance(plan, Mapping) else plan) if plan else subject
-    deadline = time.monotonic() + seconds if seconds else float("inf")
+    deadline = float("inf") if seconds is None else time.monotonic() + seconds
     said: tuple[str, ...] = ()
     while True:
         try:
