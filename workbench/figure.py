@@ -194,7 +194,10 @@ AnyMark = Line | Band | Points | Bars | Stems | Heat | Contour | Surface | Rule 
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes with what is drawn in it. ``z`` is the colour axis, or the height of a surface."""
+    """One set of axes with what is drawn in it. ``z`` is the colour axis, or the height of a surface.
+
+    ``square`` makes a unit of x as long as a unit of y: for planes whose two directions have the same measure.
+    """
 
     marks: tuple[AnyMark, ...]
     x: Axis

@@ -35,6 +35,9 @@ _SIGNS = {
         "∝": r"\propto",
     },
 }
+_ROOM = 1.08
+"""Times the measured width of words: small sizes of a paper's font may be wider than the font that was asked."""
+
 _SUPER, _SUB = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
 _SPECIAL = {c: f"\\{c}" for c in "&#$_{}"} | {
     "\\": r"\textbackslash{}",
@@ -106,7 +109,8 @@ def _renderer() -> Any:
         """Draws PGF; measures words with the fonts that matplotlib has."""
 
         def get_text_width_height_descent(self, s: Any, prop: Any, ismath: Any) -> Any:
-            return text_to_path.get_text_width_height_descent(s, prop, ismath)
+            width, height, descent = text_to_path.get_text_width_height_descent(s, prop, ismath)
+            return _ROOM * width, height, descent
 
         def draw_text(
             self, gc: Any, x: Any, y: Any, s: Any, prop: Any, angle: Any, ismath: Any = False, mtext: Any = None
