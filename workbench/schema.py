@@ -1,7 +1,7 @@
 """Settings described once: from the annotated fields of a frozen dataclass to controls, checks, JSON and code.
 
 A probe writes each setting as ``name: Annotated[type, Range(...), Doc("...")] = default``. Everything that shows,
-checks, stores or repeats settings reads the same description through :func:`fields`; nothing here knows a widget toolkit.
+checks, stores or repeats settings reads the same description through :func:`fields`; nothing here knows a toolkit.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _check_one(owner: str, f: Field, value: Any) -> None:
         raise TypeError(f"{where} must be text; got {value!r}.")
     elif f.kind in ("choice", "choices"):
         _check_choice(where, f, value)
-    elif f.kind == "probe" and not getattr(value, "is_probe", False):
+    elif f.kind == "probe" and (isinstance(value, type) or not getattr(value, "is_probe", False)):
         raise TypeError(f"{where} must be a probe such as wb.probes.HessianSpectrum(); got {value!r}.")
 
 
@@ -214,18 +214,30 @@ def _wanted(f: Field) -> str:
 
 def to_json(settings: Any) -> dict[str, Any]:
     """Settings as JSON-ready values; a nested probe becomes ``{"probe": "module:Class", "settings": {...}}``."""
-    return {f.name: _plain(getattr(settings, f.name)) for f in fields(settings)}
+    return {f.name: _plain(f, getattr(settings, f.name)) for f in fields(settings)}
 
 
 def measured(settings: Any) -> dict[str, Any]:
     """The settings that decide the numbers, as JSON-ready values: all but those marked :class:`Display`."""
-    return {f.name: _plain(getattr(settings, f.name)) for f in fields(settings) if not f.display}
+    return {f.name: _plain(f, getattr(settings, f.name)) for f in fields(settings) if not f.display}
 
 
-def _plain(value: Any) -> Any:
+def _plain(f: Field, value: Any) -> Any:
     if getattr(value, "is_probe", False):
         return {"probe": f"{type(value).__module__}:{type(value).__qualname__}", "settings": to_json(value)}
-    return list(value) if isinstance(value, tuple) else value
+    return list(_own(f, value)) if isinstance(value, tuple) else _own(f, value)
+
+
+def _own(f: Field, value: Any) -> Any:
+    """The value in the type of its setting: 1, 1.0 and NumPy's 1.0 are equal, so they give equal JSON and code."""
+    if value is None or f.kind in ("bool", "probe"):
+        return value
+    if f.kind == "choices":
+        return tuple(f.choices[f.choices.index(one)] for one in value)
+    return f.choices[f.choices.index(value)] if f.kind == "choice" else _TYPES[f.kind](value)
+
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "text": str}
 
 
 def from_json(cls: type[T], stored: Mapping[str, Any]) -> T:
@@ -263,7 +275,7 @@ def _from_text(owner: str, f: Field, word: str) -> Any:
     if f.optional and word.lower() in ("none", "null", ""):
         return None
     try:
-        return _READ[f.kind](word)
+        return _chosen(f, word) if f.choices else _READ[f.kind](word)
     except (KeyError, ValueError):
         raise ValueError(f"{owner}.{f.name} must be {_wanted(f)}; got {word!r}.") from None
 
@@ -272,28 +284,29 @@ def _bool(word: str) -> bool:
     return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[word.lower()]
 
 
-_READ: dict[str, Any] = {
-    "int": int,
-    "float": float,
-    "bool": _bool,
-    "text": str,
-    "choice": str,
-    "choices": lambda word: [w.strip() for w in word.split(",") if w.strip()],
-}
+def _chosen(f: Field, word: str) -> Any:
+    """The choice (or choices, between commas) that reads like the word; one that does not is left for ``check``."""
+    by_word = {str(c): c for c in f.choices}
+    if f.kind == "choice":
+        return by_word.get(word, word)
+    return [by_word.get(w.strip(), w.strip()) for w in word.split(",") if w.strip()]
+
+
+_READ: dict[str, Any] = {"int": int, "float": float, "bool": _bool, "text": str}
 
 
 def code(settings: Any) -> str:
     """The Python that makes these settings, naming only what differs from the defaults: ``HessianSpectrum(top=5)``."""
     given = [
-        f"{f.name}={_literal(getattr(settings, f.name))}"
+        f"{f.name}={_literal(f, getattr(settings, f.name))}"
         for f in fields(settings)
         if getattr(settings, f.name) != f.default
     ]
     return f"{_place(type(settings))}{type(settings).__name__}({', '.join(given)})"
 
 
-def _literal(value: Any) -> str:
-    return code(value) if getattr(value, "is_probe", False) else repr(value)
+def _literal(f: Field, value: Any) -> str:
+    return code(value) if getattr(value, "is_probe", False) else repr(_own(f, value))
 
 
 def _place(cls: type) -> str:
