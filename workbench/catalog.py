@@ -117,7 +117,7 @@ def page(cls: type) -> str:
         _settings_table(cls),
         "## Variables",
         "Of `reading.data`. What is not known is nan.",
-        _variables_table(getattr(cls, "variables", ())),
+        _variables_table(cls().variables),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
