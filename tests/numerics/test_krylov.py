@@ -280,3 +280,25 @@ def test_two_runs_are_equal_bit_for_bit() -> None:
     ends = [last(lanczos(operator, normal(300, 0), fresh=fresh(300, 0))) for _ in range(2)]
     np.testing.assert_array_equal(ends[0].values, ends[1].values)
     assert ends[0].products == ends[1].products
+
+
+def test_depth_can_be_asked_for_and_the_basis_lent() -> None:
+    run = lanczos(
+        diagonal(np.r_[5.0, 4.0, np.zeros(98)] + np.linspace(0, 0.1, 100)), normal(100, 0), top=1, bottom=0, least=25
+    )
+    *_, end = run
+    assert end.products == len(end.alpha) == 25
+    np.testing.assert_allclose(end.span() @ end.span().T, np.eye(len(end.values)), atol=1e-12)
+
+
+def test_a_smallest_eigenvalue_near_zero_need_not_be_resolved_relative_to_itself() -> None:
+    exact = np.r_[np.geomspace(1e-9, 1e-3, 400), 0.5, 1.0, 2.0]
+    strict, vague = (
+        last(lanczos(diagonal(exact), normal(403, 0), top=2, limit=60, near_zero=size, fresh=fresh(403, 0)))
+        for size in (0.0, 0.05)
+    )
+    assert not strict.done
+    assert vague.done
+    assert vague.bottom_residuals[0] <= 0.02 * 0.05 * 2.0
+    negative = last(lanczos(diagonal(np.append(exact, -0.01)), normal(404, 0), top=2, near_zero=0.05, limit=200))
+    assert negative.bottom_values[0] == pytest.approx(-0.01, rel=0.02)
