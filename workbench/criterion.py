@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,6 +71,17 @@ class Criterion:
     def weigh(self, targets: Any, size: int) -> float:
         """A batch's share of the loss's denominator."""
         return self.loss.weight(self.shape, targets, size) if self.loss else float(size)
+
+    def check_targets(self, parts: Iterable[tuple[Any, int]]) -> float:
+        """Check every label; the sum of all weights, from targets and number of examples of each part of the data."""
+        total = 0.0
+        for targets, size in parts:
+            if self.loss is not None:
+                self.loss.check_all(self.shape, targets)
+            total += self.weigh(targets, size)
+        if not total > 0:
+            raise ValueError("the targets weigh nothing: all are ignored (ignore_index), or of classes of weight zero.")
+        return total
 
     def _objective_totals(self, shell: Shell, params: Params, batch: Batch, buffers: Params) -> Tensor:
         found = shell.run(functools.partial(_any, self.objective, batch), params, buffers)

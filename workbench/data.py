@@ -101,7 +101,7 @@ class Examples:
         return Examples((part,), rows(part), self.available, self.batch_size)
 
 
-def freeze(data: Any, max_examples: int | None = 2048, seed: int = 0, batch_size: int | None = None) -> Examples:
+def freeze(data: Any, max_examples: int | None = 2048, seed: int = 0) -> Examples:
     """Read the data once: all, or ``max_examples`` drawn by ``seed`` without replacement (streams: the first).
 
     ``data`` is (x, y) tensors or arrays, a batch by names, a Dataset, a DataLoader (its order, augmentation and
@@ -109,7 +109,8 @@ def freeze(data: Any, max_examples: int | None = 2048, seed: int = 0, batch_size
     states of torch, NumPy and Python are as before, so two readings are equal.
 
     Raises:
-        ValueError: no examples. TypeError: nothing that holds examples.
+        ValueError: no examples.
+        TypeError: nothing that holds examples.
     """
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples must be at least 1, or None for all; got {max_examples}.")

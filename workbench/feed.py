@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from workbench.data import Batch, Examples, leaves, rows, split, tree_map
 
+CHUNK = 512
+"""Examples evaluated at once unless batch_size says otherwise or memory is short."""
 KEPT_BYTES = 2**28
 """Converted examples up to this size stay on the device; larger ones are converted batch by batch."""
 
@@ -37,6 +39,10 @@ class Feed:
         if sum(t.nbytes for part in self.data.parts for t in leaves(part)) > KEPT_BYTES:
             return self
         return replace(self, data=replace(self.data, parts=tuple(tree_map(self.convert, p) for p in self.data.parts)))
+
+    def micro(self, batch_size: int | None) -> int:
+        """Examples in a batch whose statistics are taken together: as asked, as the loader has it, or CHUNK."""
+        return batch_size or self.data.batch_size or min(self.data.size, CHUNK)
 
     def batches(self, chunk: int | None, join: bool = False) -> Iterator[Batch]:
         """Batches of ``chunk`` examples, in order."""

@@ -19,10 +19,11 @@ class Loss:
     """A loss over batches: L = Σ_b total_b / Σ_b weight_b.
 
     Attributes:
-        name: what it is called. reduction: how the user's loss combines a batch. total: (outputs, targets,
-        size) -> the batch's contribution, a differentiable scalar. weight: (shape of outputs, targets, size) ->
-        the batch's share of the denominator: examples, unmasked tokens, their
-            class weights, or elements, whichever the loss averages over.
+        name: what it is called.
+        reduction: how the user's loss combines a batch.
+        total: (outputs, targets, size) -> the batch's contribution, a differentiable scalar.
+        weight: (shape of outputs, targets, size) -> the batch's share of the denominator: examples, unmasked tokens,
+            their class weights, or elements, whichever the loss averages over.
         each: (outputs, targets) -> totals and weights of each example (n,); None where the loss does not come apart.
         kind: what targets are: class numbers or probabilities, yes or no, values of the outputs' shape, or unknown.
         ignore_index: the class number that does not count.

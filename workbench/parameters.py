@@ -17,8 +17,8 @@ def check_model(module: nn.Module) -> None:
     """Raise before any work for models that cannot be evaluated as one function on one device.
 
     Raises:
-        TypeError: not a module, or parameters that do not exist yet. ValueError: split over devices, on the
-        meta device, sharded, complex, or without floating-point parameters.
+        TypeError: not a module, or parameters that do not exist yet.
+        ValueError: split over devices, on the meta device, sharded, complex, or without floating-point parameters.
     """
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model must be a torch.nn.Module; got {type(module).__name__}.")
@@ -35,6 +35,14 @@ def check_model(module: nn.Module) -> None:
     if not any(p.is_floating_point() for p in named.values()):
         raise ValueError(f"{type(module).__name__} has no floating-point parameters, so there is nothing to look at.")
     _check_place({**named, **dict(module.named_buffers())})
+
+
+def check_policy(norm: str | None, batch_size: int | None) -> None:
+    """Raise ValueError for a normalisation policy that does not exist, or for batches of no examples."""
+    if norm not in (None, "eval", "batch", "recompute"):
+        raise ValueError(f"norm must be 'eval', 'batch' or 'recompute'; got {norm!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
 
 
 def _check_place(tensors: Mapping[str, Tensor]) -> None:

@@ -30,6 +30,13 @@ class Plan:
         return asdict(self)
 
 
+def fitting(chunk: int, each: float, room: float) -> int:
+    """``chunk`` halved until so many examples of ``each`` bytes fit into ``room`` bytes; at least 1."""
+    while chunk > 1 and chunk * each > room:
+        chunk = -(-chunk // 2)
+    return chunk
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be taken on a device; on a CPU the smaller of the machine's and the container's."""
     if device.type == "cuda":

@@ -53,7 +53,8 @@ class Runs(Mapping[str, Any]):
     """Many subjects or trajectories by label: seeds, widths, learning rates.
 
     Raises:
-        ValueError: no runs. TypeError: a label that is not text, or members of different kinds.
+        ValueError: no runs.
+        TypeError: a label that is not text, or members of different kinds.
     """
 
     kind: ClassVar[str] = "runs"

@@ -99,7 +99,7 @@ class Shell:
         return self.dtype is not None or self.device is not None
 
     def tensors(self, deep: bool = False) -> dict[str, Tensor]:
-        """Every parameter and buffer as of now, detached; ``deep`` looks for unannounced writes before reusing copies."""
+        """Every parameter and buffer now, detached; ``deep`` looks for unannounced writes before reusing copies."""
         originals = {**self.parameters, **self.buffers}
         if not self.copies:
             return {name: self.convert(t) for name, t in originals.items()}
@@ -177,8 +177,8 @@ class Shell:
         """What a reading should say about how the module was evaluated; ``micro`` is the batch for batch statistics."""
         policy = {
             "eval": "BatchNorm uses its running statistics",
-            "batch": f"BatchNorm uses the statistics of micro-batches of {micro} examples; running ones are left alone",
-            "recompute": f"BatchNorm's statistics are estimated anew at each point, over micro-batches of {micro} examples",
+            "batch": f"BatchNorm uses the statistics of micro-batches of {micro} examples",
+            "recompute": f"BatchNorm's statistics are estimated anew at each point, over micro-batches of {micro}",
         }
         said = [policy[self.norm]] if self.norms else []
         if self.hooked:

@@ -15,16 +15,14 @@ from workbench import parameters as theta
 from workbench.criterion import Params, of_loss, of_objective
 from workbench.data import Batch, Examples, freeze, leaves
 from workbench.evaluation import Sums, check_finite, saved_bytes
-from workbench.feed import Feed, accepted_names, compares_next_token
+from workbench.feed import CHUNK, Feed, accepted_names, compares_next_token
 from workbench.fingerprint import TensorDigests, digest
 from workbench.losses import Reduction
 from workbench.parameters import Choice
-from workbench.plan import Plan, available_memory
+from workbench.plan import Plan, available_memory, fitting
 from workbench.shell import Norm, Shell, precise
 from workbench.twin import twin, unwrap
 
-CHUNK = 512
-"""Examples evaluated at once unless batch_size says otherwise or memory is short."""
 TRIED = 32
 """Examples on which model and loss are tried when a subject is made."""
 _MEASURED = ("_bytes_each", "_default_chunk", "_fixed_digest")
@@ -41,18 +39,17 @@ class Subject:
     for, so the subject follows training as it goes on; :meth:`snapshot` gives one that does not.
 
     Args:
-        model: any ``torch.nn.Module``; compiled, DataParallel and DDP wrappers are looked through. data: (x,
-        y), a Dataset, a DataLoader, a list or generator of batches; a batch is a tuple or a dict (targets under
-            labels, label, targets, target or y).
-        loss: a name (cross_entropy, half_mse, mse, l1, binary_cross_entropy_with_logits, nll), a function or a
-        module. objective: instead of ``loss``: f(model, batch) -> loss. There are no outputs then, nor GGN and
-        Fisher. reduction: how the loss combines a batch, where that cannot be found. L is the mean over
-        examples in any case
-            (over unmasked tokens, or elements, where PyTorch's own mean is).
-        held_out: a second data set, available as :attr:`held_out`. parameters: names, module names, globs or a
-        predicate (name, tensor) -> bool; None: all that require gradients. optimizer: the optimizer in use, for
-        probes that precondition. norm: "eval" (running statistics, the default), "batch" (statistics of each
-        micro-batch of ``batch_size``) or
+        model: any ``torch.nn.Module``; compiled, DataParallel and DDP wrappers are looked through.
+        data: (x, y), a Dataset, a DataLoader, a list or generator of batches. A batch is a tuple, its last entry the
+            targets, or a dict, with targets under labels, label, targets, target or y.
+        loss: cross_entropy, half_mse, mse, l1, binary_cross_entropy_with_logits, nll, a function or a module.
+        objective: instead of ``loss``: f(model, batch) -> loss. There are no outputs then, nor GGN and Fisher.
+        reduction: how the loss combines a batch, where that cannot be found. L is always a mean over examples (over
+            unmasked tokens, or elements, where PyTorch's own mean is).
+        held_out: a second data set, available as :attr:`held_out`.
+        parameters: names, module names, globs or a predicate (name, tensor) -> bool; None: all that require gradients.
+        optimizer: the optimizer in use, for probes that precondition.
+        norm: "eval" (running statistics, the default), "batch" (statistics of each micro-batch of ``batch_size``) or
             "recompute" (running statistics estimated anew, by cumulative averages over the examples, at each point).
         device: "auto" for the model's own.
         dtype: precision of a private copy; None: the model's, float32 for half precision.
@@ -87,11 +84,8 @@ class Subject:
         max_examples: int | None = 2048,
         seed: int = 0,
     ) -> None:
-        if norm not in (None, "eval", "batch", "recompute"):
-            raise ValueError(f"norm must be 'eval', 'batch' or 'recompute'; got {norm!r}.")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
         theta.check_model(model)
+        theta.check_policy(norm, batch_size)
         inner = unwrap(model)
         first = next(iter(inner.parameters()))
         self.seed, self.optimizer, self.batch_size = seed, optimizer, batch_size
@@ -104,46 +98,34 @@ class Subject:
         self._stated = (*excluded, *((precision,) if precision else ()))
         self._title, self._plan, self._digests = type(inner).__name__, Plan(), TensorDigests()
         self._given: tuple[Any, Reduction | None, bool] = (objective or loss, reduction, objective is None)
-        self._adopt(freeze(data, max_examples, seed, batch_size))
+        self._adopt(freeze(data, max_examples, seed))
         self.held_out: Subject | None = None
         if held_out is not None:
-            self.held_out = self._beside(freeze(held_out, max_examples, seed, batch_size))
+            self.held_out = self._with(freeze(held_out, max_examples, seed))
 
+    @torch.no_grad()
     def _adopt(self, data: Examples) -> None:
         """Take the examples, try model and loss on a few of them, and check every label, before anything else runs."""
         model = self._shell.module
         feed = Feed(data, self.device, self.dtype, accepted_names(model)).here()
-        batch = feed.first(self._micro_of(data) if self.norm == "batch" else TRIED)
+        batch = feed.first(feed.micro(self.batch_size) if self.norm == "batch" else TRIED)
         given, reduction, is_loss = self._given
         own = twin(given, self._shell.convert) if is_loss and isinstance(given, nn.Module) else given
-        with torch.no_grad():
-            self._criterion = (of_loss if is_loss else of_objective)(self._shell, own, reduction, batch)
+        self._criterion = (of_loss if is_loss else of_objective)(self._shell, own, reduction, batch)
         shifted = isinstance(given, str) and compares_next_token(model, batch, self._criterion.shape)
         self._feed = dataclasses.replace(feed, weigh=self._criterion.weigh, shifted=shifted)
         self._statistics: tuple[Any, dict[str, Tensor]] = (None, {})
-        self.total_weight = self._check_targets()
+        self.total_weight = self._criterion.check_targets(self._feed.targets())
         if self.norm != "recompute":
-            with torch.no_grad():
-                check_finite(float(self.batch_loss({}, self._feed.first(TRIED), {})), True)
+            check_finite(float(self.batch_loss({}, self._feed.first(TRIED), {})), True)
 
-    def _check_targets(self) -> float:
-        """Every label, and the sum of all weights."""
-        loss, total = self._criterion.loss, 0.0
-        for targets, size in self._feed.targets():
-            if loss is not None:
-                loss.check_all(self._criterion.shape, targets)
-            total += self._criterion.weigh(targets, size)
-        if not total > 0:
-            raise ValueError(
-                "the targets weigh nothing: every one is ignored (ignore_index), or its class weight is zero."
-            )
-        return total
-
-    def _beside(self, data: Examples) -> Subject:
+    def _with(self, data: Examples | None = None, **changes: Any) -> Subject:
+        """This subject with some attributes exchanged, and what was measured and remembered forgotten."""
         other = copy.copy(self)
-        other.__dict__ = {k: v for k, v in self.__dict__.items() if k not in _MEASURED}
-        other._adopt(data)
-        other.held_out = None
+        kept = {k: v for k, v in self.__dict__.items() if k not in _MEASURED}
+        other.__dict__ = {**kept, "_digests": TensorDigests(), "_statistics": (None, {}), **changes}
+        if data is not None:
+            other._adopt(data)
         return other
 
     # --- what it is -------------------------------------------------------------------------------------------------
@@ -210,24 +192,16 @@ class Subject:
 
     def snapshot(self) -> Subject:
         """The subject at the weights of now, on copies that nobody else can change."""
-        return self._on(self._shell.snapshot())
-
-    def _on(self, shell: Shell) -> Subject:
-        other = copy.copy(self)
-        other._shell, other._digests, other._statistics = shell, TensorDigests(), (None, {})
-        other.held_out = None if self.held_out is None else self.held_out._on(shell)
-        return other
+        shell = self._shell.snapshot()
+        held_out = self.held_out and self.held_out._with(_shell=shell)
+        return self._with(_shell=shell, held_out=held_out)
 
     def excerpt(self, examples: int, dtype: torch.dtype | None = None) -> Subject:
         """The same function of the first ``examples`` only, in a precision of its own: for checks at little cost."""
-        other = copy.copy(self)
-        for cached in ("_fixed_digest", "_default_chunk", "_bytes_each"):
-            other.__dict__.pop(cached, None)
-        other.dtype, other._digests, other._plan = dtype or self.dtype, TensorDigests(), Plan()
-        other._shell = Shell(self._shell.module, self.norm, other.dtype, self.device, self.seed)
-        other.held_out = None
-        other._adopt(self._feed.data.some(examples))
-        return other
+        dtype = dtype or self.dtype
+        shell = Shell(self._shell.module, self.norm, dtype, self.device, self.seed)
+        data = self._feed.data.some(examples)
+        return self._with(data, dtype=dtype, _shell=shell, _plan=Plan(), held_out=None)
 
     def version(self) -> tuple[Any, ...]:
         """Changes when any weight or buffer is written; see :meth:`Shell.version` for what is noticed, and its cost."""
@@ -264,8 +238,7 @@ class Subject:
         }
 
     def __repr__(self) -> str:
-        about = self.describe()
-        return f"<Subject {self._title}: {self.size} parameters, {about['loss']} {about['on']}>"
+        return "<Subject {model}: {size} parameters, {loss} {on}>".format(**self.describe())
 
     # --- its numbers ------------------------------------------------------------------------------------------------
 
@@ -396,18 +369,12 @@ class Subject:
     @property
     def _micro(self) -> int:
         """Examples in a batch whose statistics are taken together."""
-        return self._micro_of(self._feed.data)
-
-    def _micro_of(self, data: Examples) -> int:
-        return self.batch_size or data.batch_size or min(data.size, CHUNK)
+        return self._feed.micro(self.batch_size)
 
     @functools.cached_property
     def _default_chunk(self) -> int:
         chunk = self.batch_size or min(self.examples, CHUNK)
-        room = SHARE * self.available_memory()
-        while chunk > 1 and chunk * self._bytes_each > room:
-            chunk = -(-chunk // 2)
-        return chunk
+        return fitting(chunk, self._bytes_each, SHARE * self.available_memory())
 
     @functools.cached_property
     def _bytes_each(self) -> float:
