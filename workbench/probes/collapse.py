@@ -115,12 +115,14 @@ class NeuralCollapse(Probe[Subject]):
     def figure(self, data: xr.Dataset) -> Figure:
         """The measures on a log axis, the cosines between class means, and the lengths of means and classifier rows."""
         names = ("nc1", "nc2_equinorm", "nc2_equiangle", "nc3", "nc4")
-        labels = ("NC1", "NC2 norms", "NC2 angles", "NC3", "NC4")
+        labels = ("NC1", "NC2a", "NC2b", "NC3", "NC4")
         values = [float(data[n]) for n in names]
         classes = data["class_"].values.astype(float)
         present = max(int((data.class_count > 0).sum()), 2)
         measures = Panel(
-            (Bars(range(len(names)), values, names=labels),), Axis(""), Axis("distance from collapse", "log")
+            (Bars(range(len(names)), values, names=labels),),
+            Axis("a: norms, b: angles"),
+            Axis("distance from collapse", "log"),
         )
         angles = Panel(
             (Heat(classes, classes, data.cosine.values, diverging=True),),
