@@ -105,9 +105,19 @@ def test_back_pressure_follows_the_pages_answers(sent):
     assert live.acknowledged
     live.update_from(scaled(field(), 2.0))
     assert not live.acknowledged
-    answer = {"trace_deltas": [], "trace_edit_id": live._last_trace_edit_id}
-    live.set_state({"_js2py_traceDeltas": answer})
+    live.set_state({"_wb_drawn": live._last_trace_edit_id})
     assert live.acknowledged
+
+
+def test_a_page_that_is_ready_is_told_the_figure_as_it_is_now(sent):
+    live = LiveFigure(field())
+    live.update_from(scaled(field(), 7.0))
+    told = []
+    live.send_state = lambda key=None: told.append({key} if isinstance(key, str) else set(key))
+    live.set_state({"_wb_asked": 42})
+    assert {"_widget_data", "_widget_layout"} <= told[0]
+    assert {"_wb_answered"} in told[1:]
+    assert live._wb_answered == 42
 
 
 def test_a_carrier_that_was_closed_is_made_again(sent):
@@ -133,10 +143,18 @@ def test_without_the_expected_file_figures_bring_their_own_javascript(monkeypatc
 def test_the_private_names_of_plotly_that_are_used_exist():
     """A release of Plotly that renames one of these must fail here and not in a notebook."""
     live = LiveFigure(field())
-    for name in ("_data", "_layout_obj", "_trait_values", "_trace_edit_in_process", "_send_relayout_msg"):
+    for name in ("_data", "_layout_obj", "_trait_values", "_last_trace_edit_id", "_send_relayout_msg"):
         assert hasattr(live, name), name
     for trait in ("_widget_data", "_widget_layout", "_py2js_update", "_py2js_addTraces", "_py2js_restyle", "_config"):
         assert BaseFigureWidget.class_traits()[trait].metadata["sync"], trait
     script = bundle_path().read_text(encoding="utf-8")
-    for name in ("as FigureView", "as default}", "do_relayout(", "initialize(", "_sendLayoutDelta("):
+    for name in (
+        "as FigureView",
+        "as default}",
+        "do_relayout(",
+        "initialize(",
+        "_sendLayoutDelta(",
+        "_sendTraceDeltas(",
+        "touch(",
+    ):
         assert name in script, name

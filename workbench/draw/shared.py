@@ -40,50 +40,65 @@ _CARRIER = (
     _SLOT
     + """
 export default {
-  async initialize({ model }) {
+  // Not awaited: anywidget gives up on a model whose start takes two seconds.
+  initialize({ model }) {
     if (slot.begun) return;
     slot.begun = true;
-    try {
+    const unpack = async () => {
       const packed = new Blob([model.get("code")]).stream();
       const text = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).blob();
-      const url = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
-      slot.give(await import(url));
-    } catch (problem) { slot.begun = false; slot.fail(problem); }
+      return import(URL.createObjectURL(new Blob([text], { type: "text/javascript" })));
+    };
+    unpack().then(slot.give, (problem) => { slot.begun = false; slot.fail(problem); });
   },
 };
 """
 )
-# Plotly's view measures its width before it is in the page, and never again. So its width is watched here, and set by
-# the view's own way of changing a layout, which tells Python nothing: the width belongs to the page.
+# What the waiting script does beside waiting, each for a fault met in practice:
+# * A model whose start takes two seconds is given up by anywidget, and Plotly may take longer: only the drawing waits.
+# * What the kernel says before Plotly listens is lost, and Plotly's copy of the data in the page goes wrong when an update
+#   leaves some traces alone. So each drawing begins by asking for the figure as it is (without a kernel: as it was saved).
+# * Plotly answers each update with all defaults that it filled in, which nobody here reads and which its Python side cannot
+#   always take. A number is answered instead.
+# * The width is measured before the view is in the page, and never again. So it is watched, and set by the view's own way
+#   of changing a layout, which tells Python nothing: the width is the page's.
 _WAITER = (
     _SLOT
     + """
-export default async () => {
-  const module = await slot.module, inner = module.default();
-  const fit = (el) => {
-    const width = el.clientWidth;
-    if (!el._fullLayout || width < 1 || Math.abs(width - el._fullLayout.width) < 2) return;
-    const change = { relayout_data: { width }, source_view_id: null };
-    const view = { el, viewID: "fit", model: { get: () => change }, _sendLayoutDelta() {} };
-    module.FigureView.prototype.do_relayout.call(view);
+const renewed = (model) => new Promise((done) => {
+  const asked = Math.floor(Math.random() * 2 ** 31), given_up = setTimeout(done, 3000);
+  const heard = () => {
+    if (model.get("_wb_answered") !== asked) return;
+    clearTimeout(given_up);
+    model.off("change:_wb_answered", heard);
+    done();
   };
-  const renewed = (model) => new Promise((done) => {
-    const asked = Math.floor(Math.random() * 2 ** 31), given_up = setTimeout(done, 3000);
-    const heard = () => {
-      if (model.get("_wb_answered") !== asked) return;
-      clearTimeout(given_up);
-      model.off("change:_wb_answered", heard);
-      done();
-    };
-    model.on("change:_wb_answered", heard);
-    model.set("_wb_asked", asked);
-    model.save_changes();
-  });
+  model.on("change:_wb_answered", heard);
+  model.set("_wb_asked", asked);
+  model.save_changes();
+});
+const fit = (el, view) => {
+  const width = el.clientWidth;
+  if (!el._fullLayout || width < 1 || Math.abs(width - el._fullLayout.width) < 2) return;
+  const change = { relayout_data: { width }, source_view_id: null };
+  view.prototype.do_relayout.call({ el, viewID: "fit", model: { get: () => change }, _sendLayoutDelta() {} });
+};
+export default () => {
+  let first, begun;
+  const begin = async () => {
+    const module = await slot.module, inner = module.default(), view = module.FigureView;
+    view.prototype._sendTraceDeltas = function (edit) { this.model.set("_wb_drawn", edit); this.touch(); };
+    view.prototype._sendLayoutDelta = () => {};
+    inner.initialize(first);
+    return { inner, view };
+  };
   return {
-    async initialize(context) { inner.initialize(context); await renewed(context.model); },
-    render(context) {
+    initialize(context) { first = context; },
+    async render(context) {
+      const { inner, view } = await (begun ??= begin());
+      await renewed(first.model);
       const undo = inner.render(context);
-      const watch = new ResizeObserver(() => requestAnimationFrame(() => fit(context.el)));
+      const watch = new ResizeObserver(() => requestAnimationFrame(() => fit(context.el, view)));
       watch.observe(context.el);
       return () => { watch.disconnect(); undo(); };
     },
@@ -158,6 +173,7 @@ class LiveFigure(go.FigureWidget):
 
     _wb_asked = traitlets.Int().tag(sync=True)
     _wb_answered = traitlets.Int().tag(sync=True)
+    _wb_drawn = traitlets.Int().tag(sync=True)
     _wb_sent: tuple[list[dict[str, Any]], dict[str, Any]]
     _wb_lock: threading.Lock
     _esm = _WAITER if shared() else BaseFigureWidget._esm
@@ -216,7 +232,9 @@ class LiveFigure(go.FigureWidget):
     @property
     def acknowledged(self) -> bool:
         """Whether the page has drawn the last change of a trace: when not, the next one should wait a little."""
-        return not getattr(self, "_trace_edit_in_process", False)
+        if not shared():
+            return not getattr(self, "_trace_edit_in_process", False)
+        return self._wb_drawn >= self._last_trace_edit_id
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
         """The state for a page that (re)loads, with the figure as it is now; Plotly keeps the first one there."""
