@@ -56,12 +56,13 @@ export default {
 )
 # What the waiting script does beside waiting, each for a fault met in practice:
 # * A model whose start takes two seconds is given up by anywidget, and Plotly may take longer: only the drawing waits.
-# * What the kernel says before Plotly listens is lost, and Plotly's copy of the data in the page goes wrong when an update
-#   leaves some traces alone. So each drawing begins by asking for the figure as it is (without a kernel: as it was saved).
-# * Plotly answers each update with all defaults that it filled in, which nobody here reads and which its Python side cannot
-#   always take. A number is answered instead.
-# * The width is measured before the view is in the page, and never again. So it is watched, and set by the view's own way
-#   of changing a layout, which tells Python nothing: the width is the page's.
+# * What the kernel says before Plotly listens is lost, and Plotly's copy of the data in the page goes wrong when an
+#   update leaves some traces alone. So each drawing begins by asking for the figure as it is (without a kernel: as it
+#   was saved).
+# * Plotly answers each update with all defaults that it filled in, which nobody here reads and which its Python side
+#   cannot always take. A number is answered instead.
+# * The width is measured before the view is in the page, and never again. So it is watched, and set by the view's own
+#   way of changing a layout, which tells Python nothing: the width is the page's.
 _WAITER = (
     _SLOT
     + """
