@@ -19,11 +19,10 @@ from typing import Any
 import anywidget
 import numpy as np
 import plotly
-import plotly.graph_objects as go
 import traitlets
 from plotly import serializers
-from plotly.basewidget import BaseFigureWidget
 
+from workbench.draw.lean import BaseFigureWidget, FigureWidget
 from workbench.draw.screen import describe
 from workbench.figure import Figure
 
@@ -166,7 +165,7 @@ def _pack(value: Any, widget: Any) -> Any:
 _BINARY: dict[str, Any] = {"to_json": _pack, "from_json": _PLAIN["from_json"]}
 
 
-class LiveFigure(go.FigureWidget):
+class LiveFigure(FigureWidget):
     """A figure in a notebook that is updated in place from :class:`workbench.figure.Figure`.
 
     Updates may come from any thread; only what differs from the last update is sent.
