@@ -111,7 +111,7 @@ PICTURES = {
 class Drawn(Probe[Any]):
     """A probe whose readings are drawn as one of the pictures."""
 
-    picture: Annotated[str, Doc("which picture")] = "landscape"
+    picture: Annotated[str, Doc("which picture")] = "contour"
     variables = (Variable("loss", ("u", "v"), "the loss", "nats"),)
 
     def stream(self, subject: Any, draw: Any) -> Any:
@@ -127,7 +127,7 @@ class Drawn(Probe[Any]):
         return PICTURES[self.picture]()
 
 
-def reading(picture: str = "landscape", size: int = 9, **provenance: Any) -> Reading:
+def reading(picture: str = "contour", size: int = 9, **provenance: Any) -> Reading:
     """A finished reading with random values and with provenance."""
     values = np.random.default_rng(1).normal(size=(size, size))
     made = Drawn(picture).reading(1.0, {"loss": values}, converged=True, notes=("autodiff ignores kinks",))

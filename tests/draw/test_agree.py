@@ -50,6 +50,7 @@ def test_scenes_have_the_same_limits_and_words(name):
     figure = PICTURES[name]()
     scene = next(v for k, v in screen(figure).to_dict()["layout"].items() if k.startswith("scene"))
     axes = next(a for a in printed(figure).axes if a.name == "3d")
+    assert axes.get_zlabel() in [t.get_text() for t in axes.texts]
     for side in "xyz":
         np.testing.assert_allclose(scene[f"{side}axis"]["range"], getattr(axes, f"get_{side}lim")(), atol=1e-9)
         assert scene[f"{side}axis"]["title"]["text"] == getattr(axes, f"get_{side}label")()

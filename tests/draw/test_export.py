@@ -66,7 +66,7 @@ def test_the_facts_travel_in_the_file(tmp_path, suffix):
     path = export(reading(git="abc"), tmp_path / f"f{suffix}", venue="jmlr2001")
     facts = unload(path).facts
     assert facts["probe"] == Drawn().path
-    assert facts["settings"] == {"picture": "landscape"}
+    assert facts["settings"] == {"picture": "contour"}
     assert (facts["seed"], facts["git"], facts["venue"]) == (3, "abc", "jmlr2001, full column")
     assert facts["font"]
 

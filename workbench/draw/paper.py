@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from workbench.draw.paper_fields import draw_field
-from workbench.draw.paper_marks import Stage, draw, plain
+from workbench.draw.paper_marks import Stage, draw, folded, plain
 from workbench.draw.paper_style import GREY
 from workbench.draw.rulers import Ruler
-from workbench.draw.sheet import grid, sheet
+from workbench.draw.sheet import grid, known, sheet
 from workbench.draw.venues import Venue, venue
 from workbench.draw.words import tick_texts
 from workbench.figure import Bars, Contour, Figure, Heat, Panel, Rule, Surface
@@ -36,7 +36,7 @@ def paper(figure: Figure, where: Venue | None = None, height: float | None = Non
     from matplotlib.figure import Figure as Canvas
 
     where = where or venue()
-    rows, columns = grid(figure)
+    rows, columns = grid(figure, where.width)
     size = (where.width, height or _height(figure, where, rows, columns))
     page = Canvas(figsize=size, layout="constrained")
     engine: Any = page.get_layout_engine()
@@ -44,14 +44,15 @@ def paper(figure: Figure, where: Venue | None = None, height: float | None = Non
     ratios = list(figure.widths) if len(figure.widths) == columns else None
     slots = page.add_gridspec(rows, columns, width_ratios=ratios)
     for i, panel in enumerate(figure.panels):
-        _panel(panel, page, slots[divmod(i, columns)], where, raster)
+        room = where.width / columns, size[1] / rows
+        _panel(panel, page.add_subplot(slots[divmod(i, columns)], **_kind(panel)), where, room, raster)
     _around(figure, page, where)
     return page
 
 
 def _height(figure: Figure, where: Venue, rows: int, columns: int) -> float:
     """Panels at the venue's ratio, plus the lines of text above and below them."""
-    tall = max(_ratio(p, where) for p in figure.panels)
+    tall = max(_ratio(p, where, where.width / columns) for p in figure.panels)
     line = where.size / 72
     extra = 1.6 * line * bool(figure.title) + 1.3 * line * bool(figure.note)
     titles = 1.4 * line * any(p.title for p in figure.panels) * rows
@@ -77,10 +78,12 @@ def _legend_columns(width: float) -> int:
     return max(1, round(width / 1.1))
 
 
-def _ratio(panel: Panel, where: Venue) -> float:
+def _ratio(panel: Panel, where: Venue, width: float) -> float:
     if panel.solid:
         return 0.72
-    return 0.8 if panel.square else max(where.ratio, 0.55)
+    if panel.square:
+        return 0.8
+    return max(where.ratio, 0.85 if width < _NARROW else 0.55)
 
 
 def _around(figure: Figure, page: Any, where: Venue) -> None:
@@ -90,15 +93,18 @@ def _around(figure: Figure, page: Any, where: Venue) -> None:
         page.supxlabel(plain(figure.note), fontsize=where.small, color=GREY, x=0.995, ha="right")
 
 
-def _panel(panel: Panel, page: Any, slot: Any, where: Venue, raster: bool) -> None:
-    axes = page.add_subplot(slot, projection="3d" if panel.solid else None)
-    stage = Stage(sheet(panel), axes, where, where.width / slot.get_gridspec().ncols, raster)
+def _kind(panel: Panel) -> dict[str, str]:
+    return {"projection": "3d"} if panel.solid else {}
+
+
+def _panel(panel: Panel, axes: Any, where: Venue, room: tuple[float, float], raster: bool) -> None:
+    stage = Stage(sheet(panel), axes, where, *room, raster)
     (_prepare_solid if panel.solid else _prepare)(stage)
     for mark in panel.marks:
         if isinstance(mark, Heat | Contour | Surface):
             image = draw_field(mark, stage)
-            if mark is stage.sheet.field and not panel.solid:
-                _bar(stage, page, image)
+            if mark is stage.sheet.field and not panel.solid and known(mark, stage.sheet.height).any():
+                _bar(stage, image)
         else:
             draw(mark, stage)
     _finish(stage)
@@ -111,8 +117,9 @@ def _prepare(stage: Stage) -> None:
         scale = {"linthresh": r.threshold} if r.scale == "symlog" else {}
         getattr(axes, f"set_{name}scale")(r.scale, **scale)
         getattr(axes, f"set_{name}lim")(r.low, r.high)
-        getattr(axes, f"set_{name}label")(plain(r.words(", " if name == "x" else "\n")))
-        _ticks(getattr(axes, f"{name}axis"), r)
+        room, between = (stage.width, ", ") if name == "x" else (stage.height, "\n")
+        getattr(axes, f"set_{name}label")(folded(r.words(between), 0.75 * room, stage.venue.size))
+        _ticks(getattr(axes, f"{name}axis"), r, 6 if room > _NARROW else 4)
     if page.field is not None:
         axes.grid(False)
         axes.spines[:].set_visible(True)
@@ -120,28 +127,37 @@ def _prepare(stage: Stage) -> None:
         axes.set_aspect("equal", adjustable="box")
 
 
-def _ticks(axis: Any, r: Ruler) -> None:
-    from matplotlib.ticker import MaxNLocator, NullLocator
+def _ticks(axis: Any, r: Ruler, count: int) -> None:
+    from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
     if r.scale == "linear":
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    if r.scale == "symlog":
-        values = [float(v) for v in r.ticks()]
+        axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
+    elif r.scale == "symlog" or r.span[1] - r.span[0] < 1.0:
+        values = [float(v) for v in r.ticks(count)]
         axis.set_ticks(values, labels=tick_texts(r, values, "math"))
         axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _prepare_solid(stage: Stage) -> None:
     page, axes = stage.sheet, stage.axes
     axes.view_init(elev=28, azim=-52)
     axes.set_box_aspect((1.0, 1.0, 0.72), zoom=_zoom(stage.width))
+    narrow = stage.width < _NARROW
     for name, r in (("x", page.x), ("y", page.y), ("z", page.height)):
         getattr(axes, f"set_{name}lim")(*r.span)
-        small = {"fontsize": stage.venue.small} if stage.width < _NARROW else {}
-        getattr(axes, f"set_{name}label")(
-            plain(r.words("\n")), labelpad=(-6 if name == "z" else -9) if small else -4.5, **small
-        )
-        _side(getattr(axes, f"{name}axis"), r, stage.venue.small - (1.0 if small else 0.0), bool(small))
+        words = folded(r.words("\n").replace(" (", "\n("), 0.5 * stage.width, stage.venue.small)
+        pad = (-9 if narrow else -4.5) + 3.5 * words.count("\n")
+        getattr(axes, f"set_{name}label")(words, labelpad=pad, fontsize=stage.venue.small, linespacing=1.0)
+        _side(getattr(axes, f"{name}axis"), r, stage.venue.small - (1.0 if narrow else 0.0), narrow)
+    _above_height(axes)
+
+
+def _above_height(axes: Any) -> None:
+    """Put the words of the height axis on top of it: matplotlib lays them outside the panel, where they are cut off."""
+    label = axes.zaxis.label
+    axes.text2D(1.0, 0.86, label.get_text(), transform=axes.transAxes, fontsize=label.get_fontsize(), ha="right")
+    label.set_visible(False)
 
 
 def _zoom(width: float) -> float:
@@ -164,13 +180,19 @@ def _finish(stage: Stage) -> None:
     if _above(panel, len(labels), stage.width):
         _legend_above(stage, handles, labels)
     else:
-        axes.set_title(plain(panel.title), loc="left")
+        axes.set_title(folded(panel.title, 0.85 * stage.width, stage.venue.size), loc="left")
         if labels:
             axes.legend(handles, labels, loc="best")
     names = next((m for m in panel.marks if isinstance(m, Bars) and m.names), None)
     if names is not None:
-        axes.set_xticks(np.asarray(names.x), labels=[plain(n) for n in names.names])
+        axes.set_xticks(np.asarray(names.x), labels=[plain(n) for n in names.names], **_slope(names.names, stage))
         axes.grid(False, axis="x")
+
+
+def _slope(names: tuple[str, ...], stage: Stage) -> dict[str, Any]:
+    """Names that would run into one another stand aslant."""
+    wide = max(map(len, names)) * len(names) * 0.5 * stage.venue.small / 72 > 0.8 * stage.width
+    return {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if wide else {}
 
 
 def _legend_above(stage: Stage, handles: list[Any], labels: list[str]) -> None:
@@ -180,14 +202,14 @@ def _legend_above(stage: Stage, handles: list[Any], labels: list[str]) -> None:
     stage.axes.legend(handles, labels, **place, **heading, columnspacing=1.0, borderaxespad=0.1)
 
 
-def _bar(stage: Stage, page: Any, image: Any) -> None:
+def _bar(stage: Stage, image: Any) -> None:
     """The colour bar, with the ticks and the words that the screen has too."""
     r = stage.sheet.height
     values = [float(v) for v in r.ticks()]
-    bar = page.colorbar(image, ax=stage.axes, pad=0.02)
+    bar = stage.axes.figure.colorbar(image, ax=stage.axes, pad=0.02)
     bar.set_ticks(stage.sheet.colour_place(values), labels=tick_texts(r, values, "math"))
     bar.minorticks_off()
     bar.outline.set_linewidth(0.4)
-    bar.set_label(plain(r.words("\n")))
+    bar.set_label(folded(r.words("\n"), 0.75 * stage.height, stage.venue.size))
     if not stage.raster:
         bar.solids.set_rasterized(False)

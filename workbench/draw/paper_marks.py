@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -26,12 +27,13 @@ _THIN = {"elinewidth": 0.7, "capsize": 1.6, "capthick": 0.7}
 
 @dataclass(frozen=True)
 class Stage:
-    """A panel on its axes: sheet, matplotlib's axes, venue, width in inches, and whether rasters are allowed."""
+    """A panel on its axes: sheet, matplotlib's axes, venue, room in inches, and whether rasters are allowed."""
 
     sheet: Sheet
     axes: Any
     venue: Venue
     width: float
+    height: float
     raster: bool = True
 
     def at(self, x: Any, y: Any) -> tuple[Any, ...]:
@@ -49,8 +51,16 @@ def plain(words: str) -> str:
     return words.replace("$", r"\$")
 
 
-def _label(words: str) -> str | None:
-    return plain(words) if words else None
+def folded(words: str, inches: float, size: float) -> str:
+    """Words over as many lines as they need to stay within a length, at about half an em a letter."""
+    letters = max(int(inches * 72 / (0.5 * size)), 8)
+    return "\n".join(plain(part) for line in words.split("\n") for part in textwrap.wrap(line, letters))
+
+
+def _label(mark: Any, stage: Stage) -> str | None:
+    """What a mark is called in the legend; nothing when it has nothing to show."""
+    x, y = (np.asarray(v, dtype=float) for v in stage.at(mark.x, getattr(mark, "high", getattr(mark, "y", None)))[:2])
+    return plain(mark.label) if mark.label and bool((np.isfinite(x) & np.isfinite(y)).any()) else None
 
 
 def _pen(found: Look) -> dict[str, Any]:
@@ -76,7 +86,7 @@ def draw(mark: Any, stage: Stage) -> None:
 @draw.register
 def _(mark: Line, stage: Stage) -> None:
     found = look(mark.role)
-    pen = _pen(found) | {"label": _label(mark.label), "alpha": max(found.alpha, 0.5)}
+    pen = _pen(found) | {"label": _label(mark, stage), "alpha": max(found.alpha, 0.5)}
     stage.axes.plot(*stage.at(mark.x, mark.y), **pen)
 
 
@@ -86,7 +96,7 @@ def _(mark: Band, stage: Stage) -> None:
     low = stage.sheet.open_end(mark.low)
     x, high = stage.at(mark.x, mark.high)[:2]
     whole = np.isfinite(x) & np.isfinite(y.forward(low)) & np.isfinite(high)
-    label = _label(mark.label)
+    label = _label(mark, stage)
     for a, b in runs(whole):
         area = {"color": found.paper, "alpha": BAND_ALPHA, "linewidth": 0, "label": label}
         stage.axes.fill_between(x[a:b], low[a:b], high[a:b], **area)
@@ -96,7 +106,7 @@ def _(mark: Band, stage: Stage) -> None:
 @draw.register
 def _(mark: Points, stage: Stage) -> None:
     found = look(mark.role)
-    style = _dot(found) | {"linestyle": "none", "label": _label(mark.label), "alpha": max(found.alpha, 0.6)}
+    style = _dot(found) | {"linestyle": "none", "label": _label(mark, stage), "alpha": max(found.alpha, 0.6)}
     if mark.error is None or stage.sheet.panel.solid:
         stage.axes.plot(*stage.at(mark.x, mark.y), **style)
         return
@@ -116,7 +126,7 @@ def _(mark: Bars, stage: Stage) -> None:
     x, y = stage.at(mark.x, mark.y)[:2]
     foot = float(page.open_end(0.0))
     face = "none" if found.hollow else found.paper
-    body = {"facecolor": face, "edgecolor": found.paper, "linewidth": 0.6, "alpha": 0.85, "label": _label(mark.label)}
+    body = {"facecolor": face, "edgecolor": found.paper, "linewidth": 0.6, "alpha": 0.85, "label": _label(mark, stage)}
     stage.axes.bar(x, y - foot, width=bar_width(np.asarray(mark.x)), bottom=foot, **body)
     if mark.error is not None:
         stage.axes.errorbar(x, y, yerr=_whisker(mark, page), linestyle="none", ecolor="#24292E", **_THIN)
@@ -127,7 +137,7 @@ def _(mark: Stems, stage: Stage) -> None:
     found = look(mark.role)
     x, y = stage.at(mark.x, mark.y)[:2]
     stage.axes.vlines(x, float(stage.sheet.open_end(mark.base)), y, color=found.paper, linewidth=0.9)
-    stage.axes.plot(x, y, **_dot(found), linestyle="none", label=_label(mark.label))
+    stage.axes.plot(x, y, **_dot(found), linestyle="none", label=_label(mark, stage))
 
 
 @draw.register

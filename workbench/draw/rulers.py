@@ -38,7 +38,7 @@ class Ruler:
     @property
     def remark(self) -> str:
         """What must be printed beside the label: where a symmetric logarithm turns linear."""
-        return f"linear below {self.threshold:g}" if self.scale == "symlog" else ""
+        return f"linear below {self.threshold:.2g}" if self.scale == "symlog" else ""
 
     def words(self, between: str = ", ") -> str:
         """Label, unit and remark, as printed along the axis or the colour bar."""
@@ -180,12 +180,14 @@ def _log_ticks(r: Ruler, count: int) -> Array:
 
 
 def _symlog_ticks(r: Ruler, count: int) -> Array:
+    """Zero and powers of ten outside the linear part, every so many decades."""
     low, high = r.span
-    if max(abs(low), abs(high)) <= _LINEAR_PART:
-        return _linear_ticks(r, count)
-    far = math.ceil(max(abs(low), abs(high)) - _LINEAR_PART)
+    first, last = (
+        math.ceil(math.log10(r.threshold) - 1e-9),
+        math.floor(math.log10(max(abs(r.low), abs(r.high), 1e-300))),
+    )
     step = max(1, math.ceil((high - low) / max(count, 3)))
-    sizes = r.threshold * 10.0 ** np.arange(0, far + 1, step)
+    sizes = 10.0 ** np.arange(first, last + 1, step)
     return np.concatenate([-sizes[::-1], [0.0], sizes])
 
 

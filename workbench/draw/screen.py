@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from workbench.draw.layout import places
 from workbench.draw.screen_fields import field_traces
 from workbench.draw.screen_layout import layout_of
@@ -39,4 +41,6 @@ def _traces(mark: AnyMark, stage: Stage) -> list[Trace]:
 
 
 def _whole(trace: Trace) -> Trace:
-    return {"type": "scatter", "showlegend": bool(trace.get("name")), **trace}
+    """A trace with its type, and in the legend when it has a name and something to show."""
+    shown = bool(trace.get("name")) and bool((np.isfinite(trace["x"]) & np.isfinite(trace["y"])).any())
+    return {"type": "scatter", "showlegend": shown, **trace}

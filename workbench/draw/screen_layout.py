@@ -100,7 +100,7 @@ def _ticks(r: Ruler) -> dict[str, Any]:
 def _scene(stage: Stage) -> dict[str, Any]:
     """A scene keeps the camera that a person chose, because its revision never changes."""
     page, place = stage.sheet, stage.place
-    far = 1.0 if place.right - place.left > 0.6 else 1.25
+    far = 1.0 if place.right - place.left > 0.6 else 1.35
     sides = {"xaxis": page.x, "yaxis": page.y, "zaxis": page.height}
     scene = {name: _side(r) for name, r in sides.items()} | {
         "domain": {"x": [place.left, place.right], "y": [place.bottom, place.top]},
@@ -113,7 +113,8 @@ def _scene(stage: Stage) -> dict[str, Any]:
 
 
 def _side(r: Ruler) -> dict[str, Any]:
-    found: dict[str, Any] = {"title": {"text": plain_words(r), "font": {"size": 11}}, "range": list(r.span)}
+    words = plain_words(r).replace(" (", "<br>(")
+    found: dict[str, Any] = {"title": {"text": words, "font": {"size": 11}}, "range": list(r.span)}
     values = [float(v) for v in r.ticks(5)]
     return found | {"tickvals": r.forward(values).tolist(), "ticktext": tick_texts(r, values, "html")}
 

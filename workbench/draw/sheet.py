@@ -209,8 +209,13 @@ def known(mark: Heat | Contour | Surface, z: Ruler) -> NDArray[np.bool_]:
     return np.isfinite(z.forward(mark.z))
 
 
-def grid(figure: Figure) -> tuple[int, int]:
-    """Rows and columns of the panels: up to three in a row unless the figure says otherwise."""
+def grid(figure: Figure, width: float | None = None, least: float = 1.5) -> tuple[int, int]:
+    """Rows and columns of the panels: up to three in a row unless the figure says otherwise.
+
+    With a ``width``, no more than fit side by side when each takes at least ``least`` of it.
+    """
     count = len(figure.panels)
     columns = figure.columns or (count if count <= 3 else 2 if count == 4 else 3)
+    if width is not None:
+        columns = min(columns, max(1, int(width / least)))
     return math.ceil(count / columns), columns

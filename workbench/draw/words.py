@@ -33,9 +33,10 @@ def _power(v: float, markup: str) -> str:
     exponent = math.floor(math.log10(abs(v)) + 1e-9)
     factor = abs(v) / 10.0**exponent
     sign = "\N{MINUS SIGN}" if v < 0 else ""
-    if exponent in (-1, 0, 1):
+    round_power = abs(factor - 1) < 1e-6
+    if abs(exponent) <= (1 if round_power else 3):
         return f"{sign}{abs(v):.4g}"
-    front = "" if abs(factor - 1) < 1e-6 else f"{factor:.3g}"
+    front = "" if round_power else f"{factor:.3g}"
     return sign + _MARKUP[markup](front, exponent)
 
 
