@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -118,6 +118,7 @@ def value(loss: Loss, outputs: Tensor, targets: Tensor, cuts: list[int]) -> floa
 
 
 @pytest.mark.parametrize("name", CASES)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, N - 1), unique=True).map(sorted))
 def test_any_split_gives_pytorchs_value_of_the_whole(name: str, cuts: list[int]) -> None:
     loss, outputs, targets, wanted = settle(name)

@@ -125,7 +125,13 @@ class Noisy(nn.Module):
         self.w = nn.Parameter(torch.ones(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        noise = torch.randn(4) + torch.rand_like(x) + torch.empty(4).normal_() + torch.bernoulli(torch.full((4,), 0.5))
+        noise = (
+            torch.randn(4)
+            + torch.rand_like(x) * torch.randint_like(x, 5)
+            + torch.randn_like(x)
+            + torch.empty(4).normal_()
+            + torch.bernoulli(torch.full((4,), 0.5))
+        )
         noise = noise + torch.normal(torch.zeros(4), torch.ones(4)) + F.gumbel_softmax(torch.zeros(2, 4), dim=-1).sum(0)
         noise = noise + torch.distributions.Normal(torch.zeros(4), torch.ones(4)).rsample() + torch.randint(0, 9, (4,))
         return F.dropout(self.w * x) + F.rrelu(noise, training=True) + torch.dropout(noise, 0.5, True)

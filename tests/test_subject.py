@@ -437,6 +437,36 @@ def test_wrappers_are_looked_through() -> None:
         assert subject.loss() == wanted.loss()
 
 
+def contrastive(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Each example against all others of its batch."""
+    near = outputs @ outputs.T
+    return F.cross_entropy(near, torch.arange(len(near)), reduction="sum")
+
+
+@pytest.mark.parametrize("way", ["loss", "objective"])
+def test_a_loss_that_couples_examples_keeps_its_batches_and_says_so(way: str) -> None:
+    net = built(dense)
+    words: dict[str, Any] = {"loss": contrastive}
+    if way == "objective":
+        words = {"objective": lambda model, batch: contrastive(model(batch[0]), batch[1])}
+    subject = Subject(net, (X, Y), **words, reduction="sum", batch_size=35)
+    with torch.no_grad():
+        wanted = sum(float(contrastive(net(x), x)) for x in X.split(35)) / N
+    assert subject.loss() == pytest.approx(wanted, rel=1e-12)
+    assert subject.with_plan(Plan(chunk=5)).loss() == subject.loss()
+    assert "batches of 35 are part of what it is" in subject.notes[0]
+    assert np.isnan(subject.evaluate()["loss_error"])
+    assert not any("couples" in note for note in Subject(net, (X, Y), f).notes)
+
+
+def test_batchnorm_without_running_statistics_keeps_its_batches() -> None:
+    net = built(lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)))
+    subject = Subject(net, (X, Y), batch_size=35)
+    with torch.no_grad():
+        wanted = sum(float(F.cross_entropy(net(x), y, reduction="sum")) for x, y in pieces(X, Y, [35, 35])) / N
+    assert (subject.norm, subject.with_plan(Plan(chunk=5)).loss()) == ("batch", pytest.approx(wanted, rel=1e-12))
+
+
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
@@ -600,6 +630,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "norm": (lambda: Subject(built(dense), (X, Y), norm="train"), ValueError, "'recompute'"),  # type: ignore[arg-type]
     "batch size": (lambda: Subject(built(dense), (X, Y), batch_size=0), ValueError, "at least 1"),
+    "device": (lambda: Subject(built(dense), (X, Y), device="meta"), ValueError, "device='auto'"),
     "inputs": (lambda: Subject(built(dense), (X[:, :5], Y)), ValueError, r"first batch \(\(32, 5\) float64\)"),
     "no targets": (lambda: Subject(built(dense), TensorDataset(X)), ValueError, "no targets"),
     "labels": (

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from workbench.data import Batch
+from workbench.data import Batch, rows, take
 from workbench.feed import describe
 from workbench.losses import Loss, Reduction
 from workbench.reductions import by_doubling, by_shape, make, repeat
@@ -26,7 +26,8 @@ _NO_OUTPUTS = "a subject made with objective= has no outputs of its own; pass lo
 class Criterion:
     """What is summed over batches: ``loss`` of the model's outputs, or ``objective`` of model and batch.
 
-    ``shape`` is that of the outputs on the first examples, ``reduction`` how an objective combines a batch.
+    ``shape`` is that of the outputs on the first examples, ``reduction`` how an objective combines a batch; ``coupled``
+    says that a batch is more than its examples (contrastive losses), so that batches must stay as they are.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Criterion:
     loss: Loss | None = None
     objective: Objective | None = None
     shape: torch.Size = _UNKNOWN
+    coupled: bool = False
 
     def outputs(self, shell: Shell, params: Params, batch: Batch, buffers: Params) -> Tensor:
         """The model's outputs for a batch."""
@@ -103,7 +105,8 @@ def of_loss(shell: Shell, loss: Any, reduction: Reduction | None, batch: Batch) 
             raise
         raise ValueError(f"the model failed on the first batch ({describe(batch)}): {problem}") from problem
     form: Loss = shell.apply(make, loss, reduction, outputs, batch.targets, batch.size)
-    return Criterion(form.name, form.reduction, form, None, outputs.shape)
+    coupled = form.each is None and shell.apply(_couples_examples, form, outputs, batch)
+    return Criterion(form.name, form.reduction, form, None, outputs.shape, coupled)
 
 
 def of_objective(shell: Shell, objective: Objective, reduction: Reduction | None, batch: Batch) -> Criterion:
@@ -117,8 +120,29 @@ def of_objective(shell: Shell, objective: Objective, reduction: Reduction | None
     if not isinstance(found, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"the objective must return a tensor; got {type(found).__name__}.")
     told = reduction or by_shape(found, batch.size, name) or by_doubling(evaluate, name)
-    _totals(found, told, batch.size)
-    return Criterion(name, told, objective=objective)
+    total = float(_totals(found, told, batch.size).sum())
+    parts = [
+        (take(batch.raw, part, batch.size), rows(take(batch.raw, part, batch.size))) for part in _halves(batch.size)
+    ]
+    halves = [_totals(shell.run(functools.partial(_objective, objective, raw)), told, n).sum() for raw, n in parts]
+    return Criterion(name, told, objective=objective, coupled=_differ(total, sum(map(float, halves))))
+
+
+def _couples_examples(loss: Loss, outputs: Tensor, batch: Batch) -> bool:
+    """Whether a batch's total is not the sum of those of its halves."""
+    outputs = outputs.detach()
+    total = float(loss.total(outputs, batch.targets, batch.size))
+    parts = [(outputs[part], take(batch.targets, part, batch.size)) for part in _halves(batch.size)]
+    return _differ(total, sum(float(loss.total(o, t, len(o))) for o, t in parts))
+
+
+def _halves(size: int) -> tuple[slice, ...]:
+    cut = -(-size // 2)
+    return (slice(0, cut), slice(cut, size)) if size > 1 else (slice(0, size),)
+
+
+def _differ(whole: float, parts: float) -> bool:
+    return abs(whole - parts) > 1e-4 * abs(whole)
 
 
 def _outputs(batch: Batch, model: nn.Module) -> Tensor:

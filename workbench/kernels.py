@@ -190,6 +190,15 @@ def _random(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     return func(*args, **kwargs)
 
 
+def _random_like(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``rand_like`` and its kin by what they are like, since not every release lets them take a generator."""
+    like = args[0] if args else kwargs.pop("input")
+    made = {"rand_like": torch.rand, "randn_like": torch.randn, "randint_like": torch.randint}[func.__name__]
+    words = {"dtype": like.dtype, "device": like.device, **kwargs}
+    words.pop("memory_format", None)
+    return _random(rules, made, (*args[1:], tuple(like.shape)), words)
+
+
 def _recurrent(rules: Rules, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if not (isinstance(args[0], Tensor) and args[0].is_cuda):
         return func(*args, **kwargs)
@@ -214,7 +223,7 @@ def _table() -> dict[Any, Handler]:
         ),
         (_rrelu, [(F, "rrelu")]),
         (_random, [(torch, n) for n in "rand randn randint randperm normal bernoulli multinomial poisson".split()]),
-        (_random, [(torch, n) for n in ("rand_like", "randn_like", "randint_like")]),
+        (_random_like, [(torch, n) for n in ("rand_like", "randn_like", "randint_like")]),
         (_random, [(Tensor, n) for n in "normal_ uniform_ bernoulli_ exponential_ random_ cauchy_".split()]),
         (_random, [(Tensor, n) for n in ("log_normal_", "geometric_", "bernoulli", "multinomial")]),
         (_recurrent, [(torch, n) for n in ("lstm", "gru", "rnn_tanh", "rnn_relu")]),

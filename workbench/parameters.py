@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from workbench.shell import Norm
+
 Choice = str | Iterable[str] | Callable[[str, Tensor], bool] | None
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -37,12 +39,32 @@ def check_model(module: nn.Module) -> None:
     _check_place({**named, **dict(module.named_buffers())})
 
 
-def check_policy(norm: str | None, batch_size: int | None) -> None:
-    """Raise ValueError for a normalisation policy that does not exist, or for batches of no examples."""
+def settle_norm(module: nn.Module, norm: Norm | None, batch_size: int | None) -> Norm:
+    """The policy for BatchNorm: as asked, else "eval"; always "batch" for a model without running statistics.
+
+    Raises:
+        ValueError: a policy that does not exist, or batches of no examples.
+    """
     if norm not in (None, "eval", "batch", "recompute"):
         raise ValueError(f"norm must be 'eval', 'batch' or 'recompute'; got {norm!r}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    bare = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in module.modules())  # pyright: ignore[reportPrivateUsage]
+    return "batch" if bare else norm or "eval"
+
+
+def settle_device(own: torch.device, wanted: str | torch.device) -> torch.device:
+    """The device to compute on: the model's own for "auto".
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    device = own if wanted == "auto" else torch.device(wanted)
+    if device.type == "meta" or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(
+            f"device {str(wanted)!r} is not available here; use device='auto', where the model is ({own})."
+        )
+    return device
 
 
 def _check_place(tensors: Mapping[str, Tensor]) -> None:

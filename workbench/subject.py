@@ -25,6 +25,7 @@ from workbench.twin import twin, unwrap
 
 TRIED = 32
 """Examples on which model and loss are tried when a subject is made."""
+_COUPLED = "the loss couples the examples of a batch, so batches of {} are part of what it is"
 _MEASURED = ("_bytes_each", "_default_chunk", "_fixed_digest")
 SHARE = 0.25
 """The share of free memory that one chunk's graph may take by default."""
@@ -85,12 +86,11 @@ class Subject:
         seed: int = 0,
     ) -> None:
         theta.check_model(model)
-        theta.check_policy(norm, batch_size)
         inner = unwrap(model)
         first = next(iter(inner.parameters()))
         self.seed, self.optimizer, self.batch_size = seed, optimizer, batch_size
-        self.norm: Norm = norm or "eval"
-        self.device = first.device if device == "auto" else torch.device(device)
+        self.norm: Norm = theta.settle_norm(inner, norm, batch_size)
+        self.device = theta.settle_device(first.device, device)
         self.dtype, precision = theta.working_dtype(inner.parameters(), dtype)
         elsewhere = self.device if self.device != first.device else None
         self._shell = Shell(model, self.norm, self.dtype if precision else None, elsewhere, seed)
@@ -176,7 +176,8 @@ class Subject:
     def notes(self) -> tuple[str, ...]:
         """Facts that every reading states: what was left out, converted or computed otherwise than in training."""
         shifted = ("targets are the labels moved one token to the left",) if self._feed.shifted else ()
-        return (*self._stated, *shifted, *self._shell.notes(self._micro))
+        coupled = (_COUPLED.format(self._micro),) if self._criterion.coupled else ()
+        return (*self._stated, *shifted, *coupled, *self._shell.notes(self._micro))
 
     @property
     def plan(self) -> Plan:
@@ -213,7 +214,7 @@ class Subject:
 
     @functools.cached_property
     def _fixed_digest(self) -> str:
-        micro = self._micro if self.norm != "eval" else None
+        micro = self._micro if self.norm != "eval" or self._criterion.coupled else None
         held = None if self.held_out is None else self.held_out._feed.data.parts
         optimizer = None if self.optimizer is None else theta.optimizer_settings(self.optimizer)
         policy = (self.norm, micro, str(self.dtype), self._names, repr(self._shell.module), optimizer, self.seed)
@@ -311,7 +312,7 @@ class Subject:
         Data of unequal shapes keep their own batches. With ``norm="batch"`` the micro-batch is part of what L
         is, so ``chunk`` is ignored.
         """
-        if self.norm == "batch":
+        if self.norm == "batch" or self._criterion.coupled:
             return self._feed.batches(self._micro, join=True)
         return self._feed.batches(chunk or self.plan.chunk)
 
