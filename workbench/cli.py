@@ -1,4 +1,4 @@
-"""The command line: ``workbench demo | probe | along | export | list | serve | doctor``; only here are progress bars."""
+"""The command line: ``workbench demo | probe | along | export | list | serve | doctor``; it alone has progress bars."""
 
 from __future__ import annotations
 

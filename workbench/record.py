@@ -163,8 +163,8 @@ def full(path: Path) -> OSError:
     """The error for a disk without room."""
     return OSError(
         errno.ENOSPC,
-        f"the disk is full: {path.name} was not written, and what was recorded before is whole. Free some room or record "
-        "to another disk; training can be resumed into the same folder",
+        f"the disk is full: {path.name} was not written, and what was recorded before is whole. Free some room or "
+        "record to another disk; training can be resumed into the same folder",
         str(path.parent),
     )
 

@@ -163,7 +163,7 @@ def test_the_figure_shows_headlines_with_bands_and_marks_what_has_not_converged(
     norm, recorded = reading.figure().panels
     assert [type(m) for m in norm.marks] == [Band, Line, Points]
     assert norm.x.scale == "symlog"
-    assert (norm.y.label, norm.y.unit) == ("length of the weights", "m")
+    assert (norm.y.label, norm.y.unit) == ("norm", "m")
     np.testing.assert_allclose(norm.marks[0].high - norm.marks[1].y, 0.1)
     assert [m.label for m in recorded.marks] == ["train loss", "train accuracy"]
     rough = dataclasses.replace(reading, data=reading.data.assign(checkpoint_converged=("step", [True] * 5 + [False])))

@@ -154,9 +154,9 @@ class Along(Probe[Trajectory]):
         marks: list[AnyMark] = [Band(x, y - error, y + error)] if np.isfinite(error).any() else []
         marks += [Line(x, y), Points(x[~rough], y[~rough])]
         marks += [Points(x[rough], y[rough], label="not converged", role="unconverged")] if rough.any() else []
-        words = {v.name: v for v in self.probe.variables}.get(name)
-        label, unit = (words.long_name, words.units) if words and words.long_name else (name.replace("_", " "), "")
-        return Panel(tuple(marks), _steps(), Axis(label, _scale(y, y - np.nan_to_num(error)), unit))
+        unit = next((v.units for v in self.probe.variables if v.name == name), "")
+        axis = Axis(name.replace("_", " "), _scale(y, y - np.nan_to_num(error)), unit)
+        return Panel(tuple(marks), _steps(), axis)
 
 
 def _steps() -> Axis:
