@@ -12,7 +12,9 @@ PIP_ARGS ?=
 # One thread a worker: with more, two workers fight over the cores and sums differ from run to run.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 INSTALLED := $(VENV)/.installed
-export PYTHON
+# Threads that wait must sleep: spinning ones make a probe five to seven times slower whenever the cores are shared.
+OMP_WAIT_POLICY ?= PASSIVE
+export PYTHON OMP_WAIT_POLICY
 
 .PHONY: help lab test install system lint format types pytest slow demo bench clean distclean
 

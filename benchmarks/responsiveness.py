@@ -60,7 +60,9 @@ def waits(trajectory: wb.Trajectory, probe: wb.Probe, folder: Path, seed: int) -
 def imports(rounds: int) -> float:
     """Milliseconds that ``import workbench`` adds to torch and xarray, in fresh interpreters."""
     words = "import torch, xarray, time; t = time.perf_counter(); import workbench; print(time.perf_counter() - t)"
-    runs = [subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True) for _ in range(rounds)]
+    runs = [
+        subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True) for _ in range(rounds)
+    ]
     return 1e3 * min(float(r.stdout) for r in runs)
 
 
@@ -84,7 +86,9 @@ def main() -> None:
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
     out = Path(__file__).parent / "results" / "responsiveness.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"about": about, "rounds": rounds, "milliseconds": found, "import": light}, indent=1) + "\n")
+    out.write_text(
+        json.dumps({"about": about, "rounds": rounds, "milliseconds": found, "import": light}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from workbench.dynamics.recorder import Recorder, log_spaced
     from workbench.job import Job
     from workbench.probe import Probe, Reading
-    from workbench.store import Store
     from workbench.several import Pair, Runs
+    from workbench.store import Store
     from workbench.subject import Subject
     from workbench.trajectory import Trajectory
     from workbench.ui.app import app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ _OURS = (ValueError, TypeError, LookupError, OSError, RuntimeError, MemoryError,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well. Errors print one line, with ``--debug`` the traceback too."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads starve a shared machine
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:

@@ -21,7 +21,7 @@ class Draw:
     """Reproducible random vectors of one seed and key (usually a probe's name).
 
     ``draw(vector)`` is the whole vector of that number; ``draw(vector, chunk)`` only its chunk of :data:`CHUNK`
-    entries, so that the vector is the same however it is split over processes. Philox in counter mode: no state, no order.
+    entries, so that the vector is the same however it is split over processes. Philox in counter mode: no state.
     Entries are drawn in float64 on the host, then cast; cost about 10 ns an entry.
     """
 
