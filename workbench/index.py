@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 from workbench.probe import Reading
 
 T = TypeVar("T")
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
-"""What a netCDF file that was cut off or overwritten can raise when it is opened."""
 _NAME = "index.sqlite"
 _COLUMNS = ("name", "stamp", "key", "probe", "settings", "done", "created", "bytes", "seed", "fingerprint", "label")
 
@@ -51,11 +49,17 @@ class Entry:
 
 
 def opened(file: Path) -> Reading:
-    """The reading in a stored file; ``ValueError`` when the file is damaged."""
+    """The reading in a stored file.
+
+    Raises:
+        ValueError: the file is damaged. ImportError: its probe belongs to a package that was not imported.
+    """
     content = file.read_bytes()
     try:
         return Reading.from_bytes(content)
-    except UNREADABLE as problem:
+    except ImportError:
+        raise
+    except Exception as problem:  # overwritten bytes can raise anything
         raise ValueError(f"The stored reading {file.name} is damaged ({problem}).") from problem
 
 
@@ -131,7 +135,7 @@ def _list(db: sqlite3.Connection, file: Path, damaged: Callable[[Path, Exception
         _insert(db, file, _held(file))
     except FileNotFoundError:  # removed by another process meanwhile
         return
-    except UNREADABLE as problem:
+    except Exception as problem:  # noqa: BLE001 - overwritten bytes can raise anything
         db.execute("DELETE FROM readings WHERE name = ?", (file.name,))
         damaged(file, ValueError(f"The stored reading {file.name} is damaged ({problem})."))
 

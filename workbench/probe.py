@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from workbench import schema
+from workbench import netcdf, schema
 from workbench.figure import Figure
 from workbench.numerics.sampling import Draw
 from workbench.plan import Plan
@@ -280,8 +280,7 @@ class Reading:
     @classmethod
     def from_bytes(cls, stored: bytes) -> Reading:
         """The reading in a netCDF-4 file that was read into memory."""
-        with xr.open_dataset(stored, engine="h5netcdf") as opened:
-            return cls.from_dataset(opened)
+        return cls.from_dataset(netcdf.read(stored))
 
 
 def drive(
