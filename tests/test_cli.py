@@ -70,6 +70,8 @@ def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[s
         (["probe", "{run}", "--probe", "Plane", "--set", "size"], "KEY=VALUE"),
         (["probe", "{run}", "--probe", "Plane", "--step", "5"], "no checkpoint at step 5; nearest: 4 and 8"),
         (["probe", "{run}", "--probe", "Plane", "--step", "x"], "--step takes a recorded step or `last`; got 'x'"),
+        (["probe", "{run}", "--probe", "Plane", "--out", "a.pdf", "--venue", "icml"], "no venue 'icml'.*icml2024"),
+        (["probe", "{run}", "--probe", "Plane", "--out", "a.jpg"], "jpg"),
         (["probe", "{run}/none", "--probe", "Plane"], "holds no record"),
         (["export", "ffff", "fig.pdf"], "no finished reading"),
         (["export", "none.nc", "fig.pdf"], "none.nc"),

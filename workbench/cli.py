@@ -148,6 +148,8 @@ def _measure(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> None
     """Ask the run's store, else measure; print the numbers, keep the reading, draw it where asked."""
     from workbench.store import Store
 
+    if chosen.out:
+        _check_figure(chosen)
     store = Store.beside(chosen.recording)
     key = store.key(probe, target, chosen.seed)
     reading = store.ask(probe, key)
@@ -212,6 +214,15 @@ def _export(chosen: argparse.Namespace) -> None:
         inside = Path(chosen.store) / "readings"
         reading = Store(inside if inside.is_dir() else chosen.store).load(chosen.source)
     _draw(reading, chosen.target, chosen)
+
+
+def _check_figure(chosen: argparse.Namespace) -> None:
+    """Say before the work starts that its figure could not be drawn."""
+    from workbench.draw.carry import checked_suffix
+    from workbench.draw.venues import venue
+
+    checked_suffix(Path(chosen.out))
+    venue(chosen.venue, chosen.column)
 
 
 def _draw(reading: Reading, target: str, chosen: argparse.Namespace) -> None:

@@ -353,6 +353,7 @@ def test_the_optimizer_is_kept_when_asked(tmp_path: Path) -> None:
         ({"build": "a.b:c", "build_args": {"width": object()}}, "JSON"),
         ({"loss": lambda f, y: f}, "importable module"),
         ({"every": 0}, "at least 1"),
+        ({"every": 10.0}, "whole number of steps"),
     ],
 )
 def test_what_a_record_cannot_say_is_refused_before_training(tmp_path: Path, arguments: dict, words: str) -> None:

@@ -86,6 +86,8 @@ class Recorder:
     ) -> None:
         if keep_optimizer and optimizer is None:
             raise ValueError("Recorder(keep_optimizer=True) needs the optimizer: Recorder(folder, model, optimizer).")
+        if not isinstance(every, int) and not hasattr(every, "due"):
+            raise TypeError(f"Recorder(every=...) takes wb.log_spaced(10) or a whole number of steps; got {every!r}.")
         self.folder = Path(folder)
         self._model, self._optimizer, self._keep_optimizer = unwrap(model), optimizer, keep_optimizer
         self._schedule = Every(every) if isinstance(every, int) else every
