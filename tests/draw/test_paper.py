@@ -153,3 +153,20 @@ def test_fields_of_common_size_are_lines_and_areas_not_images(kind):
 def test_first_readings_with_hardly_any_data_can_be_drawn(mark):
     figure = Figure((Panel((mark,), Axis("x"), Axis("y"), Axis("z", "log")),))
     assert render(figure, ".png", dpi=50).startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(shutil.which("latex") is None, reason="LaTeX is not installed; usetex=True is what needs it")
+def test_latex_sets_the_words_when_asked_to():
+    """Computer Modern, embedded, and not one of the fonts that matplotlib would have chosen."""
+    content = render(field(), ".pdf", venue("jmlr2001"), usetex=True)
+    assert b"CMR" in content
+    assert choose(venue("jmlr2001")).name.replace(" ", "").encode() not in content
+
+
+def test_words_for_latex_are_escaped(monkeypatch):
+    from workbench.draw.paper_marks import folded, plain
+
+    assert plain("95 % of $5_a") == r"95 % of \$5_a"
+    monkeypatch.setitem(mpl.rcParams, "text.usetex", True)
+    assert plain("95 % of $5_a") == r"95 \% of \$5\_a"
+    assert folded("eigenvalue, linear below 0.01", 1.0, 9.0) == "eigenvalue,\nlinear below\n0.01"

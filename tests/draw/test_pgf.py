@@ -39,7 +39,7 @@ def test_the_words_are_there_for_latex_to_set():
 @pytest.mark.parametrize(
     ("words", "tex"),
     [
-        ("a & b # c", r"a \& b \# c"),
+        ("a & b # c, 5 % ^", r"a \& b \# c, 5 \% \textasciicircum{}"),
         ("λ ≥ 10⁻³", r"\ensuremath{\lambda} \ensuremath{\geq} 10\ensuremath{^{-}}\ensuremath{^{3}}"),
         (r"$10^{-3}$", r"$10^{-3}$"),
         (r"$\mathdefault{10^{-3}}$ & x", r"${10^{-3}}$ \& x"),

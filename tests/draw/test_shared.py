@@ -100,6 +100,22 @@ def test_a_page_that_reloads_gets_the_figure_as_it_is_now(sent):
     np.testing.assert_array_equal(now, np.asarray(live.data[0].z))
 
 
+def test_another_picture_is_sent_whole_and_drawn_from_nothing(sent):
+    live = LiveFigure(landscape())
+    sent.clear()
+    live.update_from(spectrum())
+    states = [m[1]["state"] for m in sent]
+    assert not any(name.startswith("_py2js") for state in states for name in state)
+    whole = next(s for s in states if "_widget_data" in s)
+    assert [t["type"] for t in whole["_widget_data"]] == [t["type"] for t in describe(spectrum())[0]]
+    assert states.index(whole) < next(i for i, s in enumerate(states) if "_wb_redraw" in s)
+    assert not live.acknowledged
+    live.set_state({"_wb_drawn": live._last_trace_edit_id})
+    sent.clear()
+    live.update_from(spectrum())
+    assert sent == []
+
+
 def test_back_pressure_follows_the_pages_answers(sent):
     live = LiveFigure(field())
     assert live.acknowledged

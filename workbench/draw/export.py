@@ -74,8 +74,9 @@ def render(
 ) -> bytes:
     """A figure as the bytes of a ``.pdf``, ``.svg``, ``.pgf`` or ``.png`` file, without provenance or time stamps."""
     where = where or find_venue()
+    usetex = usetex and suffix != ".pgf"  # the paper's own LaTeX sets the words of PGF in any case
     if usetex:
-        _need_latex()
+        _need_latex(suffix)
     with styled(where, usetex):
         page = paper(figure, where, height, raster=suffix != ".pgf")
         if suffix == ".pgf":
@@ -92,10 +93,11 @@ _NO_MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-def _need_latex() -> None:
+def _need_latex(suffix: str) -> None:
     import shutil
 
-    missing = [name for name in ("latex", "dvipng") if shutil.which(name) is None]
+    needed = ("latex", "dvipng") if suffix == ".png" else ("latex",)
+    missing = [name for name in needed if shutil.which(name) is None]
     if missing:
         raise RuntimeError(
             f"usetex=True needs {' and '.join(missing)}, not found on this machine; leave usetex=False, which needs no "

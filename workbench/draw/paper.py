@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from workbench.draw.paper_fields import draw_field
-from workbench.draw.paper_marks import Stage, draw, folded, plain
+from workbench.draw.paper_marks import Stage, draw, folded, numbers, plain
 from workbench.draw.paper_style import GREY
 from workbench.draw.rulers import Ruler
 from workbench.draw.sheet import grid, known, sheet
 from workbench.draw.venues import Venue, venue
-from workbench.draw.words import tick_texts
 from workbench.figure import Bars, Contour, Figure, Heat, Panel, Rule, Surface
 
 _NARROW = 2.4
@@ -134,7 +133,7 @@ def _ticks(axis: Any, r: Ruler, count: int) -> None:
         axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
     elif r.scale == "symlog" or r.span[1] - r.span[0] < 1.0:
         values = [float(v) for v in r.ticks(count)]
-        axis.set_ticks(values, labels=tick_texts(r, values, "math"))
+        axis.set_ticks(values, labels=numbers(r, values))
         axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
@@ -167,7 +166,7 @@ def _zoom(width: float) -> float:
 
 def _side(side: Any, r: Ruler, size: float, narrow: bool) -> None:
     values = [float(v) for v in r.ticks(3 if narrow else 4)]
-    side.set_ticks(r.forward(values), labels=tick_texts(r, values, "math"))
+    side.set_ticks(r.forward(values), labels=numbers(r, values))
     side.set_tick_params(pad=-4 if narrow else -2.5, labelsize=size)
     side.pane.set_facecolor("white")
     side.pane.set_edgecolor("#C9CED2")
@@ -207,7 +206,7 @@ def _bar(stage: Stage, image: Any) -> None:
     r = stage.sheet.height
     values = [float(v) for v in r.ticks()]
     bar = stage.axes.figure.colorbar(image, ax=stage.axes, pad=0.02)
-    bar.set_ticks(stage.sheet.colour_place(values), labels=tick_texts(r, values, "math"))
+    bar.set_ticks(stage.sheet.colour_place(values), labels=numbers(r, values))
     bar.minorticks_off()
     bar.outline.set_linewidth(0.4)
     bar.set_label(folded(r.words("\n"), 0.75 * stage.height, stage.venue.size))

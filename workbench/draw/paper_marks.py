@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from workbench.draw.cells import runs
+from workbench.draw.pgf import tex_words
+from workbench.draw.rulers import Ruler
 from workbench.draw.sheet import Sheet, bar_width
 from workbench.draw.style import BAND_ALPHA, Look, look
 from workbench.draw.venues import Venue
+from workbench.draw.words import tick_texts
 from workbench.figure import Array, Band, Bars, Line, Points, Rule, Stems, Text
 
 _DASHES: dict[str, Any] = {
@@ -47,8 +50,20 @@ class Stage:
 
 
 def plain(words: str) -> str:
-    """Words as they stand: a dollar sign is a dollar sign, not mathematics."""
-    return words.replace("$", r"\$")
+    """Words as they stand, for matplotlib or for LaTeX when that is to set them: no character is a command."""
+    return tex_words(words, mathematics=False) if _by_latex() else words.replace("$", r"\$")
+
+
+def numbers(r: Ruler, values: list[float]) -> list[str]:
+    """The texts of ticks."""
+    texts = tick_texts(r, values, "math")
+    return [tex_words(t) for t in texts] if _by_latex() else texts
+
+
+def _by_latex() -> bool:
+    import matplotlib as mpl
+
+    return bool(mpl.rcParams["text.usetex"])
 
 
 def folded(words: str, inches: float, size: float) -> str:

@@ -39,9 +39,10 @@ _ROOM = 1.08
 """Times the measured width of words: small sizes of a paper's font may be wider than the font that was asked."""
 
 _SUPER, _SUB = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
-_SPECIAL = {c: f"\\{c}" for c in "&#$_{}"} | {
+_SPECIAL = {c: f"\\{c}" for c in "&#$_%{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
     "|": r"\textbar{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
