@@ -147,9 +147,11 @@ def _fail_derivative(gap: float, curvature: Curvature) -> None:
 
 
 def _gap(first: Tensor, second: Tensor, noise: float = 0.0) -> float:
-    """‖a - b‖ beyond ``noise``, over the larger norm; 0 for two zeros."""
+    """‖a - b‖ beyond ``noise``, over the larger norm; 0 for two zeros, nan where entries are not finite."""
     scale = max(float(norm(first)), float(norm(second)))
-    apart = max(0.0, float(norm(first - second)) - noise)
+    apart = float(norm(first - second)) - noise
+    if math.isnan(apart) or math.isinf(scale):
+        return math.nan
     return apart / scale if apart > 0 else 0.0
 
 

@@ -24,6 +24,11 @@ class Precision:
     unit: float
     floor: float
 
+    @property
+    def noise(self) -> float:
+        """Up to this, a residual may be all rounding, of the products too, whatever Lanczos makes of it."""
+        return min(8 * self.unit, self.floor)
+
     @classmethod
     def of(cls, dtype: torch.dtype, store: Store = "operator") -> Precision:
         """Precision of products in ``dtype`` with a basis kept as ``store``."""

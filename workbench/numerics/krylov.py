@@ -131,8 +131,8 @@ def lanczos(
     wanted value moves, the run goes on until converged and checks again. This is a strong test, not a proof. An end
     of which only one pair is wanted is not checked: its multiplicity does not matter.
 
-    ``least`` products are made in any case, since a quadrature wants depth. A bottom pair that is not negative beyond its
-    residual is judged as if it were of size ``near_zero`` · max |value|: where nothing is negative, the smallest
+    ``least`` products are made in any case, since a quadrature wants depth. A bottom pair that is not negative beyond
+    its residual is judged as if it were of size ``near_zero`` · max |value|: where nothing is negative, the smallest
     eigenvalue is one of many near zero and would hardly ever be resolved relative to its own size.
 
     Raises ValueError for unusable settings and ArithmeticError when a product is not finite. Source: Paige 1976; Wu
@@ -271,7 +271,7 @@ class _Run:
         """Ritz pairs with their residuals, against what is allowed."""
         space, n, tolerance = self.space, self.space.n, self.plan.tolerance
         values, vectors = space.ritz()
-        residuals = np.maximum(space.residuals(vectors), space.precision.unit * space.scale)
+        residuals = np.maximum(space.residuals(vectors), space.precision.noise * space.scale)
         sizes = np.abs(values)
         vague = (np.arange(n) >= n - self.bottom) & (values >= -residuals)
         sizes[vague] = np.maximum(sizes[vague], self.plan.near_zero * sizes.max())

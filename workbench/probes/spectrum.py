@@ -58,14 +58,15 @@ class HessianSpectrum(Probe[Subject]):
     that the weights lie in. Sharpness changes under rescalings that leave the network's function as it is.
     BatchNorm's policy changes the function itself.
 
-    Errors: some eigenvalue lies within ``residual`` of each one shown, and the first is never above λ_1.
+    Errors: some eigenvalue lies within ``residual`` of each one shown, and the first is never above λ_1 (but for the
+    rounding of products, about 1e-6 λ_1 in float32).
     ``trace_error`` is the half-width of a 95 % interval (0: the exact sum), ``density_error`` a Wasserstein-1 distance
-    in units of eigenvalues: how far the density lies from the one of half as many products.
+    in units of eigenvalues: to the density of half as many products, with the sampling error of one random start.
     """
 
     operator: Annotated[
         Literal["hessian", "ggn"],
-        Choice({"hessian": "the Hessian of the loss", "ggn": "the Gauss-Newton matrix, without curvature of the model"}),
+        Choice({"hessian": "the Hessian of the loss", "ggn": "the Gauss-Newton matrix: no curvature of the model"}),
         Doc("Which curvature matrix."),
     ] = "hessian"
     top: Annotated[int, Range(1, 500, step=1, soft=(1, 30)), Doc("How many of the largest eigenvalues.")] = 10
@@ -91,7 +92,7 @@ class HessianSpectrum(Probe[Subject]):
         Variable("node", ("node_index",), "quadrature node", error="density_error"),
         Variable("weight", ("node_index",), "share of the eigenvalues at the node", error="density_error"),
         Variable("density", ("value",), "density of the eigenvalues, smoothed", error="density_error"),
-        Variable("density_error", (), "Wasserstein-1 distance to the density at half the depth"),
+        Variable("density_error", (), "error of the density, a Wasserstein-1 distance"),
         Variable("smoothing_width", (), "standard deviation of the smoothing"),
         Variable("parameters", (), "number of parameters, and of eigenvalues"),
         Variable("train_loss", (), "loss at the point", error="train_loss_error"),
