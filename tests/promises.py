@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import strategies as st
 from torch import nn
 from toys import FUSE, World, world
 
@@ -368,37 +367,3 @@ def can_be_stored(case: Case, store: Store) -> None:
     here = case.world()
     assert store.save(case.last) == store.key(case.probe, here.subject, seed=3), "stored where nobody asks"
     assert store.ask(case.probe, store.key(case.probe, here.subject, seed=3)).data.identical(case.last.data)
-
-
-# ------------------------------------------------------------------------------------- settings
-
-
-def quick(cls: type[Probe[Any]]) -> Probe[Any]:
-    """A probe with its counts turned down, so that a whole run on a toy takes a moment."""
-    default = cls()
-    few = {f.name: _few(f) for f in schema.fields(cls) if f.kind == "int" and f.range and (f.default or 0) > 7}
-    return dataclasses.replace(default, **few)
-
-
-def _few(f: schema.Field) -> int:
-    assert f.range
-    return int(min(f.default, max(7, f.range.low)))
-
-
-def settings_of(cls: type[Probe[Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Any settings that a probe's schema allows, one by one."""
-    return st.fixed_dictionaries({}, optional={f.name: _values(f) for f in schema.fields(cls) if f.kind != "probe"})
-
-
-def _values(f: schema.Field) -> st.SearchStrategy[Any]:
-    low, high = (f.range.low, f.range.high) if f.range else (-1e6, 1e6)
-    kinds: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
-        "int": lambda: st.integers(math.ceil(low), math.floor(high)),
-        "float": lambda: st.floats(low, high),
-        "bool": st.booleans,
-        "text": lambda: st.text(max_size=12),
-        "choice": lambda: st.sampled_from(f.choices),
-        "choices": lambda: st.lists(st.sampled_from(f.choices), unique=True).map(tuple),
-    }
-    found = kinds[f.kind]()
-    return st.none() | found if f.optional else found

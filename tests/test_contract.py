@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from promises import Case
-from toys import FUSE
+from toys import FUSE, quick, settings_of
 
 from workbench import catalog, schema
 from workbench.store import Store
@@ -41,7 +41,7 @@ def whole_fuse() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Case]:
     """A probe's case by its class: the whole run is made once for all checks."""
-    return cache(lambda cls: Case(promises.quick(cls), tmp_path_factory.mktemp(cls.__name__)))
+    return cache(lambda cls: Case(quick(cls), tmp_path_factory.mktemp(cls.__name__)))
 
 
 def examine(check: Callable[..., None], case: Case, store: Path, patch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_promise(
 @settings(max_examples=15)
 @given(data=st.data())
 def test_any_settings_come_back(name: str, data: st.DataObject) -> None:
-    given_settings = data.draw(promises.settings_of(PROBES[name]))
+    given_settings = data.draw(settings_of(PROBES[name]))
     try:
         probe = PROBES[name](**given_settings)
     except ValueError:

@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 import _thread
-import gc
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
 
 import pytest
 import torch
 import toys
+from gates import LONG, Gate, Gated, Log
 
 from workbench.board import JobState
 from workbench.job import Job
 from workbench.numerics.sampling import Draw
 from workbench.probe import ModelChanged, Probe, Reading, TooLarge
-from workbench.schema import Doc, Range
 from workbench.store import Store
-
-LONG = 20.0  # seconds after which something hangs
-
-
-class Gate:
-    """Lets as many pass as it was told to."""
-
-    def __init__(self) -> None:
-        self.left, self.changed = 0.0, threading.Condition()
-
-    def open(self, n: float) -> None:
-        with self.changed:
-            self.left += n
-            self.changed.notify_all()
-
-    def go_through(self) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: self.left > 0, LONG)
-            self.left -= 1
-
-
-@dataclass(frozen=True)
-class Gated(toys.Trace):
-    """Waits at its gate before each reading, so that a test decides what happens when."""
-
-    gate: Annotated[int, Range(0, 99), Doc("Which gate.")] = 0
-
-    gates: ClassVar[dict[int, Gate]] = {}
-    started: ClassVar[list[int]] = []
-    closed: ClassVar[list[int]] = []
-
-    def stream(self, subject: toys.ToySubject, draw: Draw) -> Iterator[Reading]:
-        self.started.append(self.gate)
-        try:
-            for reading in super().stream(subject, draw):
-                self.gates[self.gate].go_through()
-                yield reading
-        finally:
-            self.closed.append(self.gate)
 
 
 @pytest.fixture
@@ -72,32 +28,6 @@ def gates() -> Iterator[Callable[[int, int], None]]:
     yield lambda gate, n=float("inf"): Gated.gates[gate].open(n)
     for gate in Gated.gates.values():
         gate.open(float("inf"))
-
-
-class Log:
-    """What a front end would have seen."""
-
-    def __init__(self) -> None:
-        self.readings: list[Reading] = []
-        self.states: list[JobState] = []
-        self.threads: set[str] = set()
-
-    def reading(self, reading: Reading) -> None:
-        self.threads.add(threading.current_thread().name)
-        self.readings.append(reading)
-
-    def state(self, state: JobState) -> None:
-        self.states.append(state)
-
-    def until(self, true: Callable[[], object]) -> None:
-        for _ in range(int(LONG * 100)):
-            if true():
-                return
-            time.sleep(0.01)
-        pytest.fail(f"waited in vain; states were {self.states}")
-
-    def status(self, status: str) -> bool:
-        return any(s.status == status for s in self.states)
 
 
 @pytest.fixture
@@ -417,69 +347,3 @@ def test_an_interrupt_while_waiting_cancels_the_run_and_nothing_else(
     assert torch.equal(job.subject.weights, before)
     job.submit(toys.Trace())
     assert job.wait(LONG).done == 1
-
-
-# ---------------------------------------------------------------------- subjects, and the end
-
-
-def test_a_subject_can_be_opened_in_the_worker_once(job: Job) -> None:
-    opened: list[str] = []
-
-    def open_checkpoint() -> toys.ToySubject:
-        opened.append(threading.current_thread().name)
-        return toys.ToySubject(label="step 10")
-
-    for vectors in (3, 4, 3):
-        job.submit(toys.Trace(vectors=vectors), subject=open_checkpoint)
-        assert job.wait(LONG).provenance["subject"]["model"] == "step 10"
-    job.submit(toys.Trace(vectors=6))
-    assert job.wait(LONG).provenance["subject"]["model"] == "step 10", "looked at from then on"
-    assert opened == ["workbench-job"]
-
-
-def test_close_ends_the_thread_lets_the_subject_go_and_refuses_more(gates: Callable[..., None]) -> None:
-    subject = toys.ToySubject()
-    job = Job(subject, store=False)
-    job.submit(toys.Failing())
-    with pytest.raises(ArithmeticError):
-        job.wait(LONG)
-    worker = job._worker
-    job.close()
-    assert not worker.is_alive()
-    with pytest.raises(RuntimeError, match="closed"):
-        job.submit(toys.Trace())
-    with pytest.raises(ArithmeticError):
-        job.wait(LONG)
-    gone = weakref.ref(subject.weights)
-    del subject
-    gc.collect()
-    assert gone() is None, "an exception's frames would keep it"
-
-
-def test_a_forgotten_job_goes_away_with_its_thread_and_subject() -> None:
-    subject, bench = toys.ToySubject(), Log()
-    job = bench.job = Job(subject, on_reading=bench.reading, store=False)  # what is called back knows the job
-    job.submit(toys.Trace())
-    job.wait(LONG)
-    worker, gone = job._worker, (weakref.ref(job), weakref.ref(subject.weights))
-    del job, subject, bench
-    for _ in range(100):
-        gc.collect()
-        worker.join(0.05)
-        if not worker.is_alive():
-            break
-    assert not worker.is_alive()
-    assert [ref() for ref in gone] == [None, None]
-
-
-def test_closing_during_a_run_stops_it(gates: Callable[..., None], log: Log) -> None:
-    with Job(toys.ToySubject(), log.reading, log.state, store=False, interval=0.0) as job:
-        job.submit(Gated(gate=0, vectors=5))
-        gates(0, 1)
-        log.until(lambda: log.readings)
-        gates(0, 1)
-        gates(0)
-        job.cancel()
-    assert not job._worker.is_alive()
-    assert Gated.closed == [0]
-    assert log.states[-1].status in ("cancelled", "done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 import xarray as xr
+from hypothesis import strategies as st
 from torch import nn
 
 from workbench.figure import Axis, Figure, Line, Panel, Points
@@ -19,7 +21,7 @@ from workbench.fingerprint import digest
 from workbench.numerics.sampling import Draw
 from workbench.plan import Plan
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Display, Doc, Range, Slow
+from workbench.schema import Choice, Display, Doc, Field, Range, Slow, fields
 
 
 @dataclass
@@ -277,3 +279,37 @@ def record_training(path: Path, seed: int, data: tuple[torch.Tensor, ...], plant
             accuracy = {"train_accuracy": float(step >= 4), "test_accuracy": float(step >= 9)}
             held = {"train_loss": loss.item(), "test_loss": 2 * loss.item(), **accuracy}
             recorder.step(**{name: value if planted is None else planted for name, value in held.items()})
+
+
+# ------------------------------------------------------------------------------------- settings
+
+
+def quick(cls: type[Probe[Any]]) -> Probe[Any]:
+    """A probe with its counts turned down, so that a whole run on a toy takes a moment."""
+    default = cls()
+    few = {f.name: _few(f) for f in fields(cls) if f.kind == "int" and f.range and (f.default or 0) > 7}
+    return replace(default, **few)
+
+
+def _few(f: Field) -> int:
+    assert f.range
+    return int(min(f.default, max(7, f.range.low)))
+
+
+def settings_of(cls: type[Probe[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Any settings that a probe's schema allows, one by one."""
+    return st.fixed_dictionaries({}, optional={f.name: _values(f) for f in fields(cls) if f.kind != "probe"})
+
+
+def _values(f: Field) -> st.SearchStrategy[Any]:
+    low, high = (f.range.low, f.range.high) if f.range else (-1e6, 1e6)
+    kinds: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
+        "int": lambda: st.integers(math.ceil(low), math.floor(high)),
+        "float": lambda: st.floats(low, high),
+        "bool": st.booleans,
+        "text": lambda: st.text(max_size=12),
+        "choice": lambda: st.sampled_from(f.choices),
+        "choices": lambda: st.lists(st.sampled_from(f.choices), unique=True).map(tuple),
+    }
+    found = kinds[f.kind]()
+    return st.none() | found if f.optional else found
