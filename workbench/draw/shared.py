@@ -60,6 +60,7 @@ export default {
 #   was saved).
 # * Plotly answers each update with all defaults that it filled in, which nobody here reads and which its Python side
 #   cannot always take. A number is answered instead.
+# * A picture of another structure is drawn from nothing: amended piece by piece, it keeps words and sizes of the old.
 # * The width is measured before the view is in the page, and never again. So it is watched, and set by the view's own
 #   way of changing a layout, which tells Python nothing: the width is the page's.
 _WAITER = (
@@ -83,14 +84,27 @@ const fit = (el, view) => {
   const change = { relayout_data: { width }, source_view_id: null };
   view.prototype.do_relayout.call({ el, viewID: "fit", model: { get: () => change }, _sendLayoutDelta() {} });
 };
+const mend = (view) => {
+  const perform = view.perform_render;
+  view._sendTraceDeltas = function (edit) { this.model.set("_wb_drawn", edit); this.touch(); };
+  view._sendLayoutDelta = () => {};
+  view.perform_render = function () {
+    perform.call(this);
+    this.model.on("change:_wb_redraw", () => {
+      const again = Object.create(this);  // listens to the figure's new events, but not once more to the model
+      again.model = Object.assign(Object.create(this.model), { on() {} });
+      perform.call(again);
+      this.viewID = again.viewID;
+    });
+  };
+};
 export default () => {
   let first, begun;
   const begin = async () => {
-    const module = await slot.module, inner = module.default(), view = module.FigureView;
-    view.prototype._sendTraceDeltas = function (edit) { this.model.set("_wb_drawn", edit); this.touch(); };
-    view.prototype._sendLayoutDelta = () => {};
+    const { default: make, FigureView } = await slot.module, inner = make();
+    if (!slot.mended) { slot.mended = true; mend(FigureView.prototype); }
     inner.initialize(first);
-    return { inner, view };
+    return { inner, view: FigureView };
   };
   return {
     initialize(context) { first = context; },
@@ -165,6 +179,9 @@ def _pack(value: Any, widget: Any) -> Any:
 _BINARY: dict[str, Any] = {"to_json": _pack, "from_json": _PLAIN["from_json"]}
 
 
+_WHOLE = ("_widget_data", "_widget_layout", "_last_layout_edit_id", "_last_trace_edit_id")
+
+
 class LiveFigure(FigureWidget):
     """A figure in a notebook that is updated in place from :class:`workbench.figure.Figure`.
 
@@ -174,6 +191,8 @@ class LiveFigure(FigureWidget):
     _wb_asked = traitlets.Int().tag(sync=True)
     _wb_answered = traitlets.Int().tag(sync=True)
     _wb_drawn = traitlets.Int().tag(sync=True)
+    _wb_redraw: Any = traitlets.Int().tag(sync=True)
+    _wb_silent: bool
     _wb_sent: tuple[list[dict[str, Any]], dict[str, Any]]
     _wb_lock: threading.Lock
     _esm = _WAITER if shared() else BaseFigureWidget._esm
@@ -187,6 +206,7 @@ class LiveFigure(FigureWidget):
         if shared():
             carrier()
         traces, layout = describe(figure) if figure else ([], {})
+        object.__setattr__(self, "_wb_silent", False)
         super().__init__(data=traces, layout=layout)
         self._config = {"responsive": True, "displaylogo": False}
         object.__setattr__(self, "_wb_sent", (traces, layout))
@@ -196,7 +216,7 @@ class LiveFigure(FigureWidget):
     def _renew(self, change: Any) -> None:
         """A page is ready to draw: tell it the figure as it is now."""
         with self._wb_lock:
-            self.send_state(("_widget_data", "_widget_layout", "_last_layout_edit_id", "_last_trace_edit_id"))
+            self.send_state(_WHOLE)
             self._wb_answered = change["new"]
 
     def update_from(self, figure: Figure) -> None:
@@ -204,10 +224,10 @@ class LiveFigure(FigureWidget):
         traces, layout = describe(figure)
         with self._wb_lock:
             old_traces, old_layout = self._wb_sent
-            if _structure(traces) == _structure(old_traces):
+            if _fits(old_traces, old_layout, traces, layout):
                 self._amend(_changes(old_traces, traces), _difference(old_layout, layout))
             else:
-                self._replace(traces, layout, old_layout)
+                self._replace(traces, layout)
             object.__setattr__(self, "_wb_sent", (traces, layout))
 
     def _amend(self, changed: dict[int, dict[str, Any]], layout: dict[str, Any]) -> None:
@@ -224,10 +244,31 @@ class LiveFigure(FigureWidget):
         if "height" in changed:
             self._send_relayout_msg({"autosize": True})
 
-    def _replace(self, traces: list[Any], layout: dict[str, Any], old_layout: dict[str, Any]) -> None:
-        self.data = []
-        self._amend({}, _difference(old_layout, layout))
-        self.add_traces(traces)
+    def _replace(self, traces: list[Any], layout: dict[str, Any]) -> None:
+        """Another picture: taken whole, and drawn from nothing."""
+        object.__setattr__(self, "_wb_silent", shared())
+        try:
+            self.data = []
+            self.layout = layout
+            self.add_traces(traces)
+        finally:
+            object.__setattr__(self, "_wb_silent", False)
+        if shared():
+            self._last_trace_edit_id += 1
+            self.send_state(_WHOLE)
+            self._wb_redraw += 1
+
+    def _send_addTraces_msg(self, new_traces_data: Any) -> None:  # noqa: N802 - Plotly's name
+        if not self._wb_silent:
+            super()._send_addTraces_msg(new_traces_data)
+
+    def _send_deleteTraces_msg(self, delete_inds: Any) -> None:  # noqa: N802 - Plotly's name
+        if not self._wb_silent:
+            super()._send_deleteTraces_msg(delete_inds)
+
+    def _send_relayout_msg(self, layout_data: Any, source_view_id: Any = None) -> None:
+        if not self._wb_silent:
+            super()._send_relayout_msg(layout_data, source_view_id)
 
     @property
     def acknowledged(self) -> bool:
@@ -245,8 +286,13 @@ class LiveFigure(FigureWidget):
         return super().get_state(key, drop_defaults)
 
 
+def _fits(old: list[Any], old_layout: dict[str, Any], new: list[Any], new_layout: dict[str, Any]) -> bool:
+    """Whether an update in place will do: traces alike in type, place and properties, equal axes, no words to remove."""
+    emptied = any(old_layout.get(name) and not new_layout.get(name) for name in ("annotations", "shapes"))
+    return not emptied and old_layout.keys() == new_layout.keys() and _structure(old) == _structure(new)
+
+
 def _structure(traces: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """What must be equal for an update in place: number, types and places of traces, and which properties they have."""
     return [(t["type"], t.get("xaxis"), t.get("yaxis"), t.get("scene"), t.get("showscale"), *sorted(t)) for t in traces]
 
 
