@@ -166,3 +166,19 @@ def shoot(page: Any, name: str) -> None:
     """Keep a picture of the page for people to look at."""
     SHOTS.mkdir(exist_ok=True)
     page.screenshot(path=str(SHOTS / f"{name}.png"))
+
+
+def ask_kernel(page: Any, code: str) -> str:
+    """Run code in the open notebook's kernel, beside its cells, and return what it printed."""
+    script = """async (code) => {
+      const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+      const future = kernel.requestExecute({ code, store_history: false });
+      let said = "";
+      future.onIOPub = (m) => {
+        if (m.header.msg_type === "stream") said += m.content.text;
+        if (m.header.msg_type === "error") said += m.content.ename + ": " + m.content.evalue;
+      };
+      await future.done;
+      return said;
+    }"""
+    return page.evaluate(script, code)

@@ -51,7 +51,8 @@ class TestForm:
 
 def control(shown: Any, name: str) -> Any:
     row = next(r for r in shown.children if f"wb-set-{name}" in r._dom_classes)
-    return row.children[0]
+    first = row.children[0]
+    return first.children[1] if "wb-log" in first._dom_classes else first
 
 
 def test_a_change_by_hand_is_read_and_told() -> None:
@@ -91,7 +92,13 @@ def test_every_setting_is_explained_and_slow_ones_wait_for_release() -> None:
     assert len(shown.children) == len(schema.fields(Wave))
     for f, row in zip(schema.fields(Wave), shown.children, strict=True):
         assert f.doc in row.children[-1].value
-    assert control(shown, "frequency").continuous_update is False
+    slider, box = next(r for r in shown.children if "wb-set-frequency" in r._dom_classes).children[0].children
+    assert slider.continuous_update is False
+    slider.value = 10**1.35
+    assert box.value == 22.0
+    box.value = 123.4
+    assert slider.value == 123.4
+    assert box.value == 123.4
     assert control(shown, "points").continuous_update is True
     assert "abrupt" in control(shown, "shape").tooltip
     control(shown, "shape").value = "square"

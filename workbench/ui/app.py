@@ -285,8 +285,8 @@ class Page:
 
     def _submit(self, again: bool = False) -> None:
         self.status.object = ""
-        self.code.object = look.code(self.session.code())
         self.session.submit(again)
+        self.code.object = look.code(self.session.code())
 
     def _fill_venues(self) -> None:
         venues = list(self.session.venues)

@@ -69,6 +69,7 @@ class Bench:
         self._make_exits()
         self.view = self._arranged()
         self._show_form()
+        self._show_code()
         self._connect()
         session.chore(self._guarded(self._fill_venues))
 
@@ -106,13 +107,13 @@ class Bench:
         self.status = ipw.HTML().add_class("wb-status")
 
     def _make_exits(self) -> None:
-        self.venue = ipw.Dropdown(options=["workbench"], description="venue", **_narrow()).add_class("wb-venue")
-        self.column = ipw.Dropdown(options=["half", "full"], description="column", **_narrow()).add_class("wb-column")
-        self.format = ipw.Dropdown(options=FORMATS, description="format", **_narrow()).add_class("wb-format")
+        self.venue = ipw.Dropdown(options=["workbench"], description="venue", **_wide()).add_class("wb-venue")
+        self.column = ipw.Dropdown(options=["half", "full"], description="column", **_wide()).add_class("wb-column")
+        self.format = ipw.Dropdown(options=FORMATS, description="format", **_wide()).add_class("wb-format")
         kinds = ["full", "anonymous", "none"]
-        self.provenance = ipw.Dropdown(options=kinds, description="provenance", **_narrow()).add_class("wb-provenance")
-        self.file = ipw.Text("figure", description="file", continuous_update=False, **_narrow()).add_class("wb-file")
-        self.export = ipw.ToggleButton(description="Export", icon="download", layout=ipw.Layout(width="110px"))
+        self.provenance = ipw.Dropdown(options=kinds, description="provenance", **_wide()).add_class("wb-provenance")
+        self.file = ipw.Text("figure", description="file", continuous_update=False, **_wide()).add_class("wb-file")
+        self.export = ipw.ToggleButton(description="Export", icon="download", layout=ipw.Layout(width="auto"))
         self.export.add_class("wb-export")
         self.code = ipw.HTML(layout=ipw.Layout(flex="1 1 auto")).add_class("wb-code-box")
         self.copy = Page().add_class("wb-copy")
@@ -120,21 +121,16 @@ class Bench:
     def _arranged(self) -> Any:
         buttons = ipw.HBox([self.run, self.cancel, self.explain]).add_class("wb-buttons")
         where = [*([self.run_choice] if self.session.labels else []), *([self.step] if self.session.steps else [])]
-        left = ipw.VBox([*where, self.probe, self.about, self.form, self.seed, self.budget, buttons])
-        left.layout = ipw.Layout(flex="1 1 320px", max_width="420px", min_width="290px")
+        controls = ipw.VBox([*where, self.probe, self.about, self.form, self.seed, self.budget, buttons])
+        out = [self.venue, self.column, self.format, self.provenance, self.file, self.export]
+        export = ipw.VBox([_heading("Export for a paper"), *out])
         bar = ipw.HBox([self.bar, self.progress]).add_class("wb-bar-row")
-        right = ipw.VBox(
-            [bar, self.figure, self.summary, self.status], layout=ipw.Layout(flex="3 1 520px", min_width="0")
-        )
-        main = ipw.HBox([_card(left, "wb-left"), _card(right, "wb-right")]).add_class("wb-main")
-        out = ipw.HBox([self.venue, self.column, self.format, self.provenance, self.file, self.export]).add_class(
-            "wb-row"
-        )
-        export = ipw.VBox([_heading("Export for a paper"), out])
+        answer = ipw.VBox([bar, self.figure, self.summary, self.status])
         code = ipw.VBox([_heading("Copy as code"), ipw.HBox([self.code, self.copy]).add_class("wb-row")])
+        left = ipw.VBox([_card(controls, "wb-controls"), _card(export, "wb-exports")]).add_class("wb-left")
+        right = ipw.VBox([_card(answer, "wb-answer"), _card(code, "wb-codes")]).add_class("wb-right")
         sheet = ipw.HTML(f"<style>{look.SHEET}</style>", layout=ipw.Layout(display="none"))
-        head = ipw.HTML(look.title(self.session.target))
-        parts = [sheet, head, main, _card(export, "wb-exports"), _card(code, "wb-codes")]
+        parts = [sheet, ipw.HTML(look.title(self.session.target)), ipw.HBox([left, right]).add_class("wb-main")]
         return ipw.VBox(parts).add_class("wb-bench").add_class("wb-empty")
 
     def _connect(self) -> None:
@@ -210,9 +206,10 @@ class Bench:
 
     def _submit(self, again: bool = False) -> None:
         self._say("")
-        self._show_code()
         self.view.add_class("wb-stale")
-        self.session.submit(again)
+        if not self.session.submit(again):
+            self.view.remove_class("wb-stale")
+        self._show_code()
 
     def _stop(self) -> None:
         self.session.cancel()
@@ -240,7 +237,6 @@ class Bench:
         shown, self._read = form.widgets(type(probe), probe, self._guarded(self._moved))
         self.form.children = (shown,)
         self.step.disabled = not self.session.needs_step
-        self._show_code()
 
     def _show_code(self) -> None:
         self.copy.text = self.session.code()
@@ -288,10 +284,6 @@ class Bench:
 
 def _wide() -> dict[str, Any]:
     return {"layout": ipw.Layout(width="auto"), "style": {"description_width": "8em"}}
-
-
-def _narrow() -> dict[str, Any]:
-    return {"layout": ipw.Layout(width="auto", flex="1 1 150px"), "style": {"description_width": "6em"}}
 
 
 def _card(content: Any, name: str) -> Any:

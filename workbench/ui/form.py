@@ -142,10 +142,7 @@ def _ipy_number(f: Field, value: Any) -> Control:
     if f.range is None:
         made = (ipw.IntText if whole else ipw.FloatText)(value=value, **extra)
     elif f.range.log:
-        # A hair wider than the range, so that rounding of the logarithm never moves a value at an end; read clamps it.
-        low, high = (math.log10(e) for e in _span(f, value))
-        shape = {"min": low - 1e-9, "max": high + 1e-9, "step": (high - low) / 100, "base": 10}
-        made = ipw.FloatLogSlider(value=value, readout_format=".0f" if whole else ".3g", **shape, **extra)
+        return _ipy_log(f, value)
     elif whole:
         low, high = _span(f, value)
         made = ipw.IntSlider(value=value, min=int(low), max=int(high), step=int(f.range.step or 1), **extra)
@@ -154,6 +151,32 @@ def _ipy_number(f: Field, value: Any) -> Control:
         step = f.range.step or (high - low) / 100
         made = ipw.FloatSlider(value=value, min=low, max=high, step=step, readout_format=_digits(step), **extra)
     return Control((made,), lambda: _number(f, made.value), (made,))
+
+
+def _ipy_log(f: Field, value: Any) -> Control:
+    """A logarithmic slider, which jumps from one round number to the next, beside a box that takes any number."""
+    import ipywidgets as ipw
+
+    assert f.range is not None
+    low, high = (math.log10(e) for e in _span(f, value))
+    shape = {"min": low, "max": high, "step": 0.05, "base": 10, "readout": False, "continuous_update": f.live}
+    slider = ipw.FloatLogSlider(value=value, **shape, **_ipy_look(f))
+    slider.layout.flex = "1 1 auto"
+    box = (ipw.BoundedIntText if f.kind == "int" else ipw.BoundedFloatText)(
+        value, min=_number(f, f.range.low), max=_number(f, f.range.high), tooltip=_explained(f)
+    )
+    box.add_class("wb-number")
+
+    def slid(_: Any) -> None:
+        if f"{slider.value:.2g}" != f"{box.value:.2g}":
+            box.value = _number(f, float(f"{slider.value:.2g}"))
+
+    def typed(_: Any) -> None:
+        slider.value = box.value
+
+    slider.observe(slid, "value")
+    box.observe(typed, "value")
+    return Control((ipw.HBox([slider, box]).add_class("wb-log"),), lambda: _number(f, box.value), (box,))
 
 
 def _digits(step: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def title(target: Any) -> str:
 
 def about(cls: type) -> str:
     """A probe's first sentence."""
-    return f'<div class="wb-about">{html.escape(catalog.words(cls))}</div>'
+    words = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(catalog.words(cls)))
+    return f'<div class="wb-about">{words}</div>'
 
 
 def progress(state: Any) -> str:

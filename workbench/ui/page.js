@@ -17,8 +17,8 @@ export default { render({ model, el }) {
   el.append(button);
 
   const nameSliders = (left) => left.querySelectorAll(".widget-inline-hbox").forEach((row) => {
-    const label = row.querySelector(".widget-label")?.textContent;
-    row.querySelectorAll("[role=slider], .widget-readout").forEach((part) => label && part.setAttribute("aria-label", label));
+    const outer = row.closest(".wb-log") ?? row, label = outer.querySelector(".widget-label")?.textContent;
+    row.querySelectorAll("[role=slider], .widget-readout, input[type=number]").forEach((part) => label && part.setAttribute("aria-label", label));
   });
   const measure = (right) => {
     const room = Math.round(right.clientWidth);
@@ -27,7 +27,7 @@ export default { render({ model, el }) {
   const names = new MutationObserver((seen) => nameSliders(seen[0].target.closest(".wb-left")));
   const sizes = new ResizeObserver((seen) => measure(seen[0].target));
   const begin = () => {
-    const bench = el.closest(".wb-bench"), left = bench?.querySelector(".wb-left"), right = bench?.querySelector(".wb-right");
+    const bench = el.closest(".wb-bench"), left = bench?.querySelector(".wb-left"), right = bench?.querySelector(".wb-answer");
     if (!left || !right) return el.isConnected ? undefined : setTimeout(begin, 100);
     nameSliders(left);
     names.observe(left, { childList: true, subtree: true });

@@ -156,19 +156,20 @@ class Session:
 
     # Doing ----------------------------------------------------------------------------------------------------------
 
-    def submit(self, again: bool = False) -> None:
+    def submit(self, again: bool = False) -> bool:
         """Measure what is chosen now. Returns at once; a later call supersedes this one.
 
         Where only settings of the picture differ from what was last asked for, the picture is drawn anew and nothing
-        is measured, unless ``again`` insists.
+        is measured, unless ``again`` insists. Returns whether an answer is to come.
         """
         order = self.order
         if not again and self._submitted is not None and self._submitted.numbers == order.numbers:
             if self._seen is not None and self._seen.probe != order.probe:
                 self._heard(self._seen)
-            return
+            return False
         self._submitted = order
         self.job.submit(order.probe, seed=order.seed, seconds=order.seconds, subject=self._look(order))
+        return True
 
     def cancel(self) -> None:
         """Stop; what was measured so far stays."""
