@@ -65,14 +65,14 @@ def partly_frozen(width: int) -> nn.Module:
 
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "dense GELU": lambda: perceptron(20, nn.GELU),
-    "conv + BatchNorm": lambda: convolutional(12),
+    "conv + BatchNorm": lambda: convolutional(8),
     "transformer encoder": lambda: attending(6),
     "LSTM": lambda: Rows(nn.Identity(), nn.LSTM(8, 5, batch_first=True), 5),
     "tied embedding": lambda: Tied(17, 14),
     "partly frozen": lambda: partly_frozen(24),
     "dense ReLU": lambda: perceptron(20, nn.ReLU),
 }
-"""About 350 to 650 parameters each."""
+"""About 350 to 560 parameters each."""
 
 FULL: dict[str, Callable[[], nn.Module]] = {
     "dense GELU": lambda: perceptron(90, nn.GELU),

@@ -134,14 +134,18 @@ class Curvature(Operator):
         if self._room and number <= self._room and number == len(self._kept) + 1:
             self._kept.append(graph)
 
-    def expected_bytes(self) -> int:
-        """What the graphs will hold: measured on a few examples, scaled to all, or to a chunk where all do not fit."""
+    def expected_bytes(self) -> tuple[int, int]:
+        """What the kept graphs will hold, and what a product takes on top: 1.3 times a chunk's graph.
+
+        Measured on a few examples and scaled; where not all chunks fit into memory, that of one chunk counts.
+        """
         batch = next(iter(self.subject.batches(TRIED)))
         with precise(self.device):
             each = held_bytes(self._graph(batch).roots(), self.leaves.values()) / batch.size
-        every = each * self.subject.examples
-        fits = self._room is None and every <= SHARE * self.subject.available_memory()
-        return int(every if fits or self._room else each * min(self.subject.plan.chunk or TRIED, self.subject.examples))
+        chunk = each * min(self.subject.plan.chunk or self.subject.examples, self.subject.examples)
+        whole = each * self.subject.examples
+        fits = self._room is None and whole <= SHARE * self.subject.available_memory()
+        return int(whole if fits or self._room else chunk), int(1.3 * chunk)
 
     @property
     def kept(self) -> int:

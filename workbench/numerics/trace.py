@@ -258,7 +258,7 @@ def _directions_alone(images: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def exact_trace(
-    operator: Operator, *, block: int = 64, meanwhile: TraceEstimate | None = None
+    operator: Operator, *, block: int = 16, meanwhile: TraceEstimate | None = None
 ) -> Iterator[TraceEstimate]:
     """The sum of the diagonal, from ``size`` products in blocks of coordinate vectors; yields after each block.
 

@@ -22,14 +22,20 @@ from workbench.numerics.trace import Deflation, TraceEstimate
 from workbench.operators import OPERATORS, Curvature
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
-from workbench.selftest import check_symmetry, self_test
+from workbench.selftest import check_symmetry, self_test, test_bytes
 from workbench.subject import Subject
 
 Floats = NDArray[np.float64]
 DEPTH = 30
 """Products that a density takes at least: its error falls with depth, and fewer leave it shapeless."""
 NEAR_ZERO = 0.05
-"""The minimum and the trace need not be known better than the tolerance times this share of the spectrum's scale."""
+"""The minimum need not be known better than the tolerance times this share of the spectrum's scale."""
+CANCELLING = 1.0
+"""The trace need not be known better than the tolerance times this share of Σ|λ| over the known eigenvalues."""
+MOST_ROWS, CHEAP_BYTES = 256, 2**26
+"""Basis vectors that a small model gets, as far as they fit into so many bytes."""
+MOST_PRODUCTS = 1000
+"""Products that the eigenvalues may take, beside twenty for each one that is wanted."""
 MOST_SAMPLES = 1000
 """Random vectors that a trace may take where its exact sum is out of reach."""
 
@@ -115,10 +121,10 @@ class HessianSpectrum(Probe[Subject]):
         """How many of the smallest eigenvalues are sought; the Gauss-Newton matrix has no negative ones."""
         return int(self.minimum and self.operator == "hessian")
 
-    @property
-    def rows(self) -> int:
-        """Vectors that the Lanczos basis holds before it restarts."""
-        return max(32, 2 * (self.top + self.bottom) + 10)
+    def rows(self, subject: Subject) -> int:
+        """Vectors in the Lanczos basis before it restarts: more for small models, since restarts cost products."""
+        cheap = min(MOST_ROWS, CHEAP_BYTES // (subject.size * subject.dtype.itemsize))
+        return max(32, 2 * (self.top + self.bottom) + 10, cheap)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """Sharpness, minimum, trace and loss with their errors, and what they cost."""
@@ -142,14 +148,15 @@ class HessianSpectrum(Probe[Subject]):
         return Figure((_ranks(data), _density(data)) if self.density else (_ranks(data),))
 
     def estimate(self, subject: Subject) -> Cost:
-        """The Lanczos basis, six vectors, and the graphs of the gradient as far as they are kept."""
+        """The basis and the kept graphs, and on top what a product needs, or the self-test before the basis fills."""
         size, wanted = subject.size, self.top + self.bottom
-        rows = min(self.rows + 1, size)
-        vectors = (rows + 6) * size * subject.dtype.itemsize
-        graphs = OPERATORS[self.operator](subject).expected_bytes()
-        products = min(size, max(8 + 2 * wanted, DEPTH if self.density else 0, 8)) + (80 if self.trace else 0)
+        rows = min(self.rows(subject) + 1, size)
+        kept, working = OPERATORS[self.operator](subject).expected_bytes()
+        vector = size * subject.dtype.itemsize
+        most = kept + max((rows + 6) * vector + working, 6 * vector + test_bytes(subject))
+        products = min(size, max(8 + 2 * wanted, DEPTH if self.density else 0)) + (80 if self.trace else 0)
         words = f"{rows} basis vectors of {size} parameters, and the gradient's graph of {subject.examples} examples"
-        return Cost(vectors + graphs, products, words)
+        return Cost(most, products, words)
 
 
 @dataclass
@@ -170,7 +177,7 @@ class _Run:
         probe, atoms = self.probe, self.probe.top + self.probe.bottom
         self.coords = {
             "rank": np.arange(1, probe.top + 1),
-            "node_index": np.arange(probe.rows + 1 + atoms),
+            "node_index": np.arange(probe.rows(self.curvature.subject) + 1 + atoms),
             "value": np.full(grid_length(atoms), np.nan),
         }
 
@@ -185,8 +192,8 @@ class _Run:
             tolerance=probe.tolerance,
             least=DEPTH if probe.density else 0,
             near_zero=NEAR_ZERO,
-            basis=probe.rows,
-            limit=300 + 20 * (probe.top + probe.bottom),
+            basis=probe.rows(self.curvature.subject),
+            limit=MOST_PRODUCTS + 20 * (probe.top + probe.bottom),
             fresh=lambda i: self.draw(1 + i),
         )
         for state in self.finite(states):
@@ -266,7 +273,7 @@ class _Run:
             scale=self.scale(state),
             deflation=Deflation(state.span(), state.values),
             limit=None if self.curvature.size <= traces.LARGEST_EXACT else MOST_SAMPLES,
-            near_zero=NEAR_ZERO,
+            near_zero=CANCELLING,
         )
         reading = self.report()
         for estimate in estimates:
@@ -285,7 +292,7 @@ class _Run:
         """The error at which the trace counts as converged."""
         assert self.state is not None
         value = self.estimate.value if self.estimate else math.nan
-        return traces.allowed_error(value, self.probe.tolerance, self.scale(self.state), NEAR_ZERO)
+        return traces.allowed_error(value, self.probe.tolerance, self.scale(self.state), CANCELLING)
 
     def report(self, last: bool = False) -> Reading:
         """The reading of now."""
