@@ -177,10 +177,15 @@ def test_without_a_kernel_the_pictures_are_there(browser: Any, page: Any, lab: L
     lab.shut_kernels()
     context = browser.new_context(viewport={"width": 1500, "height": 1300})
     fresh = context.new_page()
-    fresh.goto(lab.url("tour.ipynb") + "&kernel=none")
-    fresh.wait_for_function(WITHOUT_KERNEL, timeout=60_000)
-    fresh.wait_for_selector(".jp-OutputArea-output .main-svg", timeout=60_000)
+    fresh.set_default_timeout(60_000)
+    fresh.goto(lab.url("tour.ipynb"))
+    fresh.wait_for_function(WITHOUT_KERNEL)
+    picture = fresh.locator(".jp-OutputArea-output.jp-RenderedPlotly")
+    picture.locator("img").wait_for()
+    assert picture.locator("img").bounding_box()["width"] > 300
     assert fresh.locator(".wb-bench").count() == 0
+    picture.hover()
+    picture.locator(".main-svg").first.wait_for()
     shoot(fresh, "lab-9-without-kernel")
     context.close()
 

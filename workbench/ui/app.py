@@ -109,6 +109,7 @@ class Page:
 
         self._openers, self._document = openers, pn.state.curdoc
         self._lock, self._waiting, self._quiet = threading.Lock(), dict[str, Any](), False
+        self._inside = threading.local()
         self.session: Any = None
         self._make_choosers(list(openers))
         self._make_answer()
@@ -143,10 +144,16 @@ class Page:
 
         wide = {"sizing_mode": "stretch_width"}
         self.bar = pn.indicators.Progress(value=0, max=100, bar_color="primary", **wide)
-        self.progress = pn.pane.HTML()
+        self.progress = pn.pane.HTML(css_classes=["wb-progress"])
         self.figure = pn.pane.Plotly(
             None, css_classes=["wb-figure"], config={"responsive": True, "displaylogo": False}, **wide
         )
+        # The page answers each picture by copying a number, which it comes to only when it has drawn.
+        self._sent, self._drawn = (
+            pn.widgets.IntInput(value=0, visible=False),
+            pn.widgets.IntInput(value=0, visible=False),
+        )
+        self._sent.jscallback(value="drawn.value = cb_obj.value", args={"drawn": self._drawn})
         self.summary = pn.pane.HTML(css_classes=["wb-summary-box"], **wide)
         self.status = pn.pane.HTML(css_classes=["wb-status"], **wide)
 
@@ -173,6 +180,7 @@ class Page:
         buttons = pn.Row(self.run, self.cancel, sizing_mode="stretch_width", margin=0)
         left = [self.folder, self.label, self.step, self.probe, self.about, self.form, self.seed, self.budget, buttons]
         right = [pn.Row(self.bar, self.progress, sizing_mode="stretch_width"), self.figure, self.summary, self.status]
+        right += [self._sent, self._drawn]
         out = pn.Row(
             self.venue, self.column, self.format, self.provenance, self.file, self.export, sizing_mode="stretch_width"
         )
@@ -231,13 +239,30 @@ class Page:
         def run(*_: Any) -> None:
             if self._quiet:
                 return
+            self._inside.page = True
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
-                words = look.status(look.problem(error), error=True)
-                self._later("status", lambda: setattr(self.status, "object", words))
+                self._say(look.problem(error), error=True)
+            finally:
+                self._inside.page = False
 
         return run
+
+    def _chore(self, work: Callable[[], Any]) -> None:
+        """Do something slow beside the page; its exceptions are shown as well."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
+                self._say(look.problem(error), error=True)
+
+        self.session.chore(run)
+
+    def _say(self, words: str, error: bool = False) -> None:
+        said = look.status(words, error) if words else ""
+        self._later("status", lambda: setattr(self.status, "object", said))
 
     def _open(self) -> None:
         """Open the chosen run in a session of its own and measure with the first probe."""
@@ -245,6 +270,7 @@ class Page:
             self.session.job.close(0.0)
         self.session = session = self._openers[self.folder.value or ""]()
         session.on_reading, session.on_state = self._heard, self._told
+        session.job.ready = lambda: self._drawn.value == self._sent.value
         self._quiet = True
         try:
             self.head.object = look.title(session.target)
@@ -256,7 +282,7 @@ class Page:
         finally:
             self._quiet = False
         self._show_form()
-        session.chore(self._guarded(self._fill_venues))
+        self._chore(self._fill_venues)
         self._submit()
 
     def _visited(self) -> None:
@@ -284,7 +310,7 @@ class Page:
         self.session.cancel()
 
     def _submit(self, again: bool = False) -> None:
-        self.status.object = ""
+        self._say("")
         self.session.submit(again)
         self.code.object = look.code(self.session.code())
 
@@ -299,13 +325,8 @@ class Page:
     def _export(self) -> None:
         path = f"{self.file.value.removesuffix('.' + self.format.value)}.{self.format.value}"
         asked = (path, self.venue.value, self.column.value, self.provenance.value)
-        self.status.object = look.status(f"Writing {path} ...")
-
-        def write() -> None:
-            words = look.status(self.session.export(*asked))
-            self._later("status", lambda: setattr(self.status, "object", words))
-
-        self.session.chore(self._guarded(write))
+        self._say(f"Writing {path} ...")
+        self._chore(lambda: self._say(self.session.export(*asked)))
 
     # What the person sees -------------------------------------------------------------------------------------------
 
@@ -323,6 +344,7 @@ class Page:
         def show() -> None:
             self.figure.object = picture
             self.summary.object = rows
+            self._sent.value += 1
 
         self._later("reading", show)
 
@@ -340,16 +362,21 @@ class Page:
 
     def _later(self, kind: str, work: Callable[[], None]) -> None:
         """Do this in the page's thread; what still waits of the same kind is out of date and dropped."""
-        if self._document is None or not self._document.session_context:
+        document = self._document
+        if document is None or not document.session_context or getattr(self._inside, "page", False):
             work()
             return
         with self._lock:
             self._waiting.pop(kind, None)
             self._waiting[kind] = work
-        self._document.add_next_tick_callback(self._catch_up)
+        document.add_next_tick_callback(self._catch_up)
 
     def _catch_up(self) -> None:
         with self._lock:
             work, self._waiting = list(self._waiting.values()), {}
-        for one in work:
-            one()
+        self._inside.page = True
+        try:
+            for one in work:
+                one()
+        finally:
+            self._inside.page = False
