@@ -234,7 +234,7 @@ class Reading:
         self,
         path: str | Path,
         venue: str | None = None,
-        column: str = "half",
+        column: str | None = None,
         provenance: str = "full",
         usetex: bool = False,
         height: float | None = None,

@@ -1,7 +1,7 @@
 """Is it a second derivative at all? Repeatable, symmetric, and the derivative it claims to be: tested once a subject.
 
-Repetition and differences run on a copy with at most 16 examples in float64, so they cost a few gradients of 16
-examples; symmetry comes from products that a Lanczos run makes anyway.
+All of it runs on a copy with at most 16 examples in float64, so it costs a few gradients of 16 examples; how symmetric
+the full products are is read off a Lanczos run, which makes them anyway.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from workbench.numerics.basis import norm
+from workbench.numerics.basis import dot, norm
 from workbench.numerics.sampling import Draw
 from workbench.operators import Curvature
 from workbench.plan import Plan
 from workbench.subject import Subject
 
 EXAMPLES = 16
-REPEATABLE, SYMMETRIC, DERIVATIVE, SETTLED = 1e-5, 1e-4, 1e-2, 1e-3
+REPEATABLE, SYMMETRIC, DERIVATIVE, SETTLED, USELESS = 1e-5, 1e-4, 1e-2, 1e-3, 1e-2
 """Largest relative disagreements of two equal products, of u·Av with v·Au, of differences with products, and of two
-successive differences that count as settled."""
+successive differences that count as settled; and the asymmetry at which products are useless, rounding or not."""
 FIRST_STEP, SHRINK, STEPS = 1e-7, 8.0, 4
 """Steps of the differences over the weights' norm: short, to cross few kinks, and shortened while they disagree."""
 
@@ -54,7 +54,7 @@ _known: WeakKeyDictionary[Subject, dict[Any, SelfTest]] = WeakKeyDictionary()
 def self_test(curvature: Curvature) -> SelfTest:
     """Test a curvature of a subject, or give what was found before for the same kind, weights and data.
 
-    Two products on graphs built anew must agree to 1e-5, and central differences of gradients (for Gauss-Newton: of
+    Two products on graphs built anew must agree to 1e-5, u·Av with v·Au to 1e-4, and central differences of gradients (for Gauss-Newton: of
     outputs) along the same direction with the product (J v) to 1e-2. The difference step begins at 1e-7 of the weights'
     norm, which crosses few kinks, and shrinks until two successive ones agree; where none do, that leg is not decided
     and the words say so. Cost: 3 products and 2 to 8 gradients of 16 examples in float64, and a float64 copy of the
@@ -77,25 +77,44 @@ def test_bytes(subject: Subject) -> int:
     return int(13 * 8 * subject.size + 20 * EXAMPLES * saved * 8 / subject.dtype.itemsize)
 
 
-def check_symmetry(asymmetry: float) -> None:
-    """Raise :class:`NotAHessian` where |u·Av - v·Au| exceeds 1e-4 of the largest ‖Av‖ met in a Lanczos run."""
+def check_symmetry(asymmetry: float) -> str:
+    """What to say of the largest |u·Av - v·Au| over the largest ‖Av‖ in a Lanczos run: nothing up to 1e-4.
+
+    Beyond that, products are rounded: near-zero losses are differences of numbers near 1. Beyond 1e-2 they are useless.
+
+    Raises:
+        NotAHessian: beyond 1e-2.
+    """
+    if asymmetry > USELESS:
+        raise _asymmetric(asymmetry)
     if asymmetry > SYMMETRIC:
-        raise NotAHessian(
-            "symmetric",
-            f"u·Av and v·Au differ by {asymmetry:.1e} of the largest product; at most {SYMMETRIC:g} is allowed",
-            "A second derivative is symmetric: look for a custom autograd Function with a wrong double backward, "
-            "randomness in the forward pass, or weights that change meanwhile.",
-        )
+        return f"products are rounded to about {asymmetry:.0e} of the largest eigenvalue; dtype=torch.float64 is exacter"
+    return ""
+
+
+def _asymmetric(asymmetry: float) -> NotAHessian:
+    return NotAHessian(
+        "symmetric",
+        f"u·Av and v·Au differ by {asymmetry:.1e} of the largest product",
+        "A second derivative is symmetric. Where the loss is nearly zero, float32 may round all of it away: pass "
+        "dtype=torch.float64 to Subject. Else look for a custom autograd Function with a wrong double backward, or "
+        "randomness in the forward pass.",
+    )
 
 
 def _test(kind: type[Curvature], subject: Subject) -> SelfTest:
     small, why_not = _copy(subject)
     size = small.size
-    direction = Draw(0, "self-test", size, small.dtype, small.device)(0)
-    direction = direction / norm(direction).to(direction.dtype)
+    draw = Draw(0, "self-test", small.size, small.dtype, small.device)
+    direction, other = (vector / norm(vector).to(vector.dtype) for vector in (draw(0), draw(1)))
     fresh = kind(small.with_plan(Plan(retained=False)))  # a graph of its own for each product, freed at once
-    repeatability = _gap(fresh.matvec(direction), fresh.matvec(direction))
+    product, again, crossed = (fresh.matvec(v) for v in (direction, direction, other))
+    repeatability = _gap(product, again)
     _check_repeatable(repeatability, small.examples)
+    apart = abs(float(dot(other, product)) - float(dot(direction, crossed)))
+    largest = max(float(norm(product)), float(norm(crossed)))
+    if not why_not and apart > SYMMETRIC * largest:
+        raise _asymmetric(apart / largest)
     derivative, step = (math.nan, math.nan) if why_not else _differences(fresh, direction)
     return SelfTest(repeatability, derivative, step, _words(kind, small.examples, derivative, why_not))
 

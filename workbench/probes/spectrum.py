@@ -169,6 +169,7 @@ class _Run:
     state: Krylov | None = None
     estimate: TraceEstimate | None = None
     tested: tuple[str, ...] = ()
+    rounded: str = ""
     done: float = 0.0
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     coords: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -200,7 +201,7 @@ class _Run:
             self.state = state
             self.values |= self.extremes(state) | (self.spread(state) if probe.density else {})
             yield self.report()
-            check_symmetry(state.asymmetry)
+            self.rounded = check_symmetry(state.asymmetry)
             if not self.tested:
                 self.test()
 
@@ -332,6 +333,8 @@ class _Run:
         said = [*subject.notes, *self.tested, _KINKS]
         if subject.available is None or subject.examples < subject.available:
             said.append(f"on {subject.examples} of {subject.available or 'unknown'} examples: {_SUBSET}")
+        if self.rounded:
+            said.append(self.rounded)
         if self.probe.top > self.curvature.size:
             said.append(f"there are only {self.curvature.size} eigenvalues, fewer than the {self.probe.top} asked for")
         if self.probe.minimum and not self.probe.bottom:
