@@ -1,4 +1,4 @@
-"""A JupyterLab server and pages in it, for tests: everything on loopback, in a home of its own, by the same few waits."""
+"""A JupyterLab server and pages in it, for tests: on loopback, in a home of its own, by the same few waits."""
 
 from __future__ import annotations
 

@@ -85,7 +85,9 @@ def test_the_page_opens_with_a_figure_and_asks_nobody_else(page: Any, served: Se
     said(page, ".wb-progress", "100%")
     page.wait_for_function(f"() => ({HEIGHTS})().length > 0")
     shoot(page, "app-1-open")
-    others = {u for u in page.asked if not u.startswith((served.url, f"ws://127.0.0.1:{served.port}", "data:", "blob:"))}
+    others = {
+        u for u in page.asked if not u.startswith((served.url, f"ws://127.0.0.1:{served.port}", "data:", "blob:"))
+    }
     assert not others
 
 
@@ -152,6 +154,11 @@ def test_it_listens_on_this_machine_alone_and_to_its_own_page(served: Served) ->
     loopback = socket.gethostbyname(socket.gethostname()).startswith("127.")
     assert found != 0 or loopback
     ask = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
-    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "x" * 22 + "=="}
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "x" * 22 + "==",
+    }
     ask.request("GET", "/ws", headers=upgrade | {"Origin": "http://elsewhere.example"})
     assert ask.getresponse().status == 403

@@ -108,7 +108,9 @@ def test_a_running_landscape_streams_and_is_cancelled_while_a_cell_runs(page: An
     page.wait_for_function(f"() => document.querySelector('{FIGURE}').data.some(t => t.type === 'contour')")
     page.evaluate("""() => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
       k.requestExecute({ code: 'import time; time.sleep(4)', store_history: false }); }""")
-    page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
+    page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'"
+    )
     shoot(page, "lab-5-streaming")
     began = time.monotonic()
     page.locator(".wb-cancel").click()
@@ -141,8 +143,6 @@ def test_copy_as_code_runs_in_the_kernel(page: Any) -> None:
 
 
 def test_after_a_reload_the_figure_is_the_present_one(page: Any, lab: Lab) -> None:
-    choose(page, "HessianSpectrum")
-    finished(page, "HessianSpectrum")
     page.locator(".wb-step [role=slider]").focus()
     page.keyboard.press("Home")
     page.wait_for_function(f"() => {CODE}.includes('subject(0)') && ({DONE})()")
@@ -164,7 +164,7 @@ def wait_for_still(page: Any) -> None:
     page.wait_for_function(
         """() => { const outputs = window.jupyterapp.shell.currentWidget.content.widgets.flatMap(
              (c) => c.outputArea ? c.outputArea.model.toJSON() : []);
-           return outputs.some((o) => o.data?.["image/png"] && String(o.data["text/plain"]).startsWith("HessianSpectrum")); }"""
+           return outputs.some((o) => o.data?.["image/png"] && String(o.data["text/plain"]).startsWith("NeuralCollapse")); }"""
     )
 
 

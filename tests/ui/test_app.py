@@ -76,5 +76,5 @@ def test_an_exception_in_a_callback_is_shown() -> None:
 
 
 def test_a_folder_without_runs_says_what_to_do(tmp_path: File) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no recorded runs; record one with wb.Recorder"):
+    with pytest.raises(FileNotFoundError, match=r"holds no recorded runs; record one with wb\.Recorder"):
         runs_in(tmp_path)

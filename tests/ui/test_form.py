@@ -122,7 +122,7 @@ def test_choosing_another_nested_probe_shows_its_form() -> None:
 def test_what_does_not_fit_together_is_refused_in_the_words_of_the_schema() -> None:
     shown, read = form.widgets(Wave)
     control(shown, "offset").value = float("inf")
-    with pytest.raises(ValueError, match="Wave.offset must be finite; got inf"):
+    with pytest.raises(ValueError, match=r"Wave\.offset must be finite; got inf"):
         read()
 
 

@@ -62,7 +62,7 @@ class TestWhatIsOffered:
             Session(pair)
 
     def test_an_unknown_probe_is_answered_with_the_known_ones(self) -> None:
-        with pytest.raises(KeyError, match="no probe 'Hessian'.*Wave, Endless, Broken"):
+        with pytest.raises(KeyError, match=r"no probe 'Hessian'.*Wave, Endless, Broken"):
             Session(Still()).choose("Hessian")
 
 
@@ -149,7 +149,7 @@ class TestCode:
         session.limit(3, None)
         session.submit()
         names: dict[str, Any] = {"trajectory": session.target}
-        exec(session.code(), names)  # noqa: S102 - what a person pastes
+        exec(session.code(), names)  # what a person pastes
         assert names["reading"].data.identical(wait(session).data)
         assert names["reading"].probe == probe
         assert names["reading"].provenance["seed"] == 3

@@ -1,4 +1,4 @@
-"""Probes and targets without a network, for tests of the front ends: quick, and as slow or as faulty as they are told."""
+"""Probes and targets without a network, for tests of the front ends: quick, slow or faulty as they are told."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The bench as a web page, by Panel: the same session, job, schema and figures as in JupyterLab, on another toolkit.
 
-``serve(folder)`` serves the runs under a folder on this machine alone (loopback), without anything from the internet. Each
-browser tab has a session of its own. Readings are drawn in the page's own thread, one at a time, the newest first.
+``serve(folder)`` serves the runs under a folder on this machine alone (loopback), without anything from the internet.
+Each browser tab has a session of its own. Readings are drawn in the page's own thread, one at a time, the newest first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def app(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, t
 
     Args:
         target: what to look at, or the folder (a path) that holds runs.
-        model, data, loss: what the record of a Trajectory lacks; as in ``wb.Subject``.
+        model: what the record of a Trajectory lacks; as in ``wb.Subject``.
+        data: the same for the examples.
+        loss: the same for the loss.
         trust: permit importing builders that a record names and that lie outside Workbench.
 
     Raises:
@@ -138,12 +140,13 @@ class Page:
         self.budget = pn.widgets.Select(label="time limit", options=BUDGETS, value=0.0, **wide)
         self.run = pn.widgets.Button(label="Run", css_classes=["wb-run"], **wide)
         self.cancel = pn.widgets.Button(label="Cancel", disabled=True, css_classes=["wb-cancel"], **wide)
+        self.explain = pn.widgets.Toggle(label="?", width=40, css_classes=["wb-explain"])
 
     def _make_answer(self) -> None:
         import panel as pn
 
         wide = {"sizing_mode": "stretch_width"}
-        self.bar = pn.indicators.Progress(value=0, max=100, bar_color="primary", **wide)
+        self.bar = pn.indicators.Progress(value=0, max=100, height=8, css_classes=["wb-bar"], **wide)
         self.progress = pn.pane.HTML(css_classes=["wb-progress"])
         self.figure = pn.pane.Plotly(
             None, css_classes=["wb-figure"], config={"responsive": True, "displaylogo": False}, **wide
@@ -160,61 +163,44 @@ class Page:
     def _make_exits(self) -> None:
         import panel as pn
 
-        self.venue = pn.widgets.Select(label="venue", width=150, css_classes=["wb-venue"])
-        self.column = pn.widgets.Select(label="column", width=90, css_classes=["wb-column"])
-        self.format = pn.widgets.Select(
-            label="format", options=["pdf", "svg", "pgf", "png"], width=90, css_classes=["wb-format"]
-        )
-        kinds = ["full", "anonymous", "none"]
-        self.provenance = pn.widgets.Select(label="provenance", options=kinds, width=130, css_classes=["wb-provenance"])
-        self.file = pn.widgets.TextInput(
-            label="file", value="figure", sizing_mode="stretch_width", css_classes=["wb-file"]
-        )
-        self.export = pn.widgets.Button(label="Export", align="end", css_classes=["wb-export"])
-        self.code = pn.pane.HTML(sizing_mode="stretch_width", css_classes=["wb-code-box"])
+        wide = {"sizing_mode": "stretch_width"}
+        formats, kinds = ["pdf", "svg", "pgf", "png"], ["full", "anonymous", "none"]
+        self.venue = pn.widgets.Select(label="venue", css_classes=["wb-venue"], **wide)
+        self.column = pn.widgets.Select(label="column", css_classes=["wb-column"], **wide)
+        self.format = pn.widgets.Select(label="format", options=formats, css_classes=["wb-format"], **wide)
+        self.provenance = pn.widgets.Select(label="provenance", options=kinds, css_classes=["wb-provenance"], **wide)
+        self.file = pn.widgets.TextInput(label="file", value="figure", css_classes=["wb-file"], **wide)
+        self.export = pn.widgets.Button(label="Export", css_classes=["wb-export"], **wide)
+        self.code = pn.pane.HTML(css_classes=["wb-code-box"], **wide)
+        self._text, self.copy = pn.widgets.TextInput(visible=False), pn.widgets.Button(label="Copy", width=80)
+        self.copy.jscallback(clicks="navigator.clipboard.writeText(text.value)", args={"text": self._text})
 
     def _arranged(self) -> Any:
         import panel as pn
 
-        sheet = {"stylesheets": [look.SHEET]}
-        buttons = pn.Row(self.run, self.cancel, sizing_mode="stretch_width", margin=0)
-        left = [self.folder, self.label, self.step, self.probe, self.about, self.form, self.seed, self.budget, buttons]
-        right = [pn.Row(self.bar, self.progress, sizing_mode="stretch_width"), self.figure, self.summary, self.status]
-        right += [self._sent, self._drawn]
-        out = pn.Row(
-            self.venue, self.column, self.format, self.provenance, self.file, self.export, sizing_mode="stretch_width"
-        )
-        card = {"css_classes": ["wb-card"], "margin": 5, **sheet}
-        self.head = pn.pane.HTML(stylesheets=[look.SHEET])
-        main = pn.Row(
-            pn.Column(*left, width=340, **card),
-            pn.Column(*right, sizing_mode="stretch_width", **card),
-            sizing_mode="stretch_width",
-        )
-        for pane in (self.about, self.progress, self.summary, self.status, self.code):
+        wide, sheet = {"sizing_mode": "stretch_width"}, {"stylesheets": [look.SHEET]}
+        for pane in (self.about, self.progress, self.summary, self.status, self.code, self.bar, self.run):
             pane.stylesheets = [look.SHEET]
-        export = pn.Column(
-            pn.pane.HTML('<div class="wb-heading">Export for a paper</div>', **sheet),
-            out,
-            sizing_mode="stretch_width",
-            **card,
-        )
-        code = pn.Column(
-            pn.pane.HTML('<div class="wb-heading">Copy as code</div>', **sheet),
-            self.code,
-            sizing_mode="stretch_width",
-            **card,
-        )
-        return pn.Column(
-            self.head,
-            main,
-            export,
-            code,
-            css_classes=["wb-bench"],
-            sizing_mode="stretch_width",
-            max_width=1500,
-            **sheet,
-        )
+        self.head = pn.pane.HTML(**sheet)
+        buttons = pn.Row(self.run, self.cancel, self.explain, margin=0, **wide)
+        chosen = [
+            self.folder,
+            self.label,
+            self.step,
+            self.probe,
+            self.about,
+            self.form,
+            self.seed,
+            self.budget,
+            buttons,
+        ]
+        out = [self.venue, self.column, self.format, self.provenance, self.file, self.export]
+        bar = pn.Row(self.bar, self.progress, align="center", **wide)
+        answer = [bar, self.figure, self.summary, self.status, self._sent, self._drawn]
+        left = pn.Column(_card(None, *chosen), _card("Export for a paper", *out), width=350)
+        right = pn.Column(_card(None, *answer), _card("Copy as code", self.code, self.copy, self._text), **wide)
+        main = pn.Row(left, right, **wide)
+        return pn.Column(self.head, main, css_classes=["wb-bench"], max_width=1500, **wide, **sheet)
 
     def _connect(self) -> None:
         for control, event, answer in (
@@ -226,6 +212,7 @@ class Page:
             (self.budget, "value", self._moved),
             (self.run, "clicks", self._run),
             (self.cancel, "clicks", self._stop),
+            (self.explain, "value", self._explained),
             (self.venue, "value", self._offer_columns),
             (self.export, "clicks", self._export),
         ):
@@ -309,10 +296,15 @@ class Page:
     def _stop(self) -> None:
         self.session.cancel()
 
+    def _explained(self) -> None:
+        for row in self.form[0]:
+            row[-1].visible = self.explain.value
+
     def _submit(self, again: bool = False) -> None:
         self._say("")
         self.session.submit(again)
-        self.code.object = look.code(self.session.code())
+        self._text.value = self.session.code()
+        self.code.object = look.code(self._text.value)
 
     def _fill_venues(self) -> None:
         venues = list(self.session.venues)
@@ -335,6 +327,7 @@ class Page:
         self.about.object = look.about(type(probe))
         shown, self._read = form.panel(type(probe), probe, self._guarded(self._moved))
         self.form[:] = [shown]
+        self._explained()
         self.step.disabled = not self.session.needs_step
 
     def _heard(self, reading: Reading) -> None:
@@ -380,3 +373,11 @@ class Page:
                 one()
         finally:
             self._inside.page = False
+
+
+def _card(heading: str | None, *parts: Any) -> Any:
+    import panel as pn
+
+    sheet = {"stylesheets": [look.SHEET], "sizing_mode": "stretch_width"}
+    head = [pn.pane.HTML(f'<div class="wb-heading">{heading}</div>', **sheet)] if heading else []
+    return pn.Column(*head, *parts, css_classes=["wb-card"], margin=5, **sheet)

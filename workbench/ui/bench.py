@@ -29,11 +29,13 @@ def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = Non
 
     Args:
         target: what to look at.
-        model, data, loss: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
+        model: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
+        data: the same for the examples.
+        loss: the same for the loss.
         store: where readings are kept and asked for; beside the run when None.
 
-    The first probe runs at once. Below the bench a still picture of the newest finished reading is kept in the notebook,
-    hidden while the bench is alive, so that the notebook shows it where there is no kernel.
+    The first probe runs at once. Below the bench a still picture of the newest finished reading is kept in the
+    notebook, hidden while the bench is alive, so that the notebook shows it where there is no kernel.
 
     Raises:
         TypeError, LookupError: as :class:`~workbench.ui.session.Session`.
@@ -148,7 +150,7 @@ class Bench:
         for button, answer in ((self.run, self._run), (self.cancel, self._stop), (self.export, self._export)):
             button.observe(self._pressed(button, answer), "value")
 
-    # Callbacks: each through one wrapper, none computes -----------------------------------------------------------------
+    # Callbacks: each through one wrapper, none computes -------------------------------------------------------------
 
     def _guarded(self, work: Callable[[], Any]) -> Callable[..., None]:
         """A callback whose exceptions are shown: Jupyter shows them nowhere."""
@@ -185,12 +187,12 @@ class Bench:
         self._submit()
 
     def _chosen(self) -> None:
-        self.session.choose(self.probe.value)
+        self.session.choose(_word(self.probe))
         self._show_form()
         self._submit()
 
     def _visited(self) -> None:
-        self.session.visit(self.run_choice.value)
+        self.session.visit(_word(self.run_choice))
         if self.session.steps:
             self._quiet = True
             try:
@@ -218,18 +220,19 @@ class Bench:
         (self.form.add_class if self.explain.value else self.form.remove_class)("wb-explained")
 
     def _offer_columns(self) -> None:
-        self.column.options = list(self.session.venues[self.venue.value])
+        self.column.options = list(self.session.venues[_word(self.venue)])
 
     def _export(self) -> None:
-        path = f"{self.file.value.removesuffix('.' + self.format.value)}.{self.format.value}"
-        asked = (path, self.venue.value, self.column.value, self.provenance.value)
+        ending = f".{_word(self.format)}"
+        path = _word(self.file).removesuffix(ending) + ending
+        asked = (path, _word(self.venue), _word(self.column), _word(self.provenance))
         self._say(f"Writing {path} ...")
         self.session.chore(self._guarded(lambda: self._say(self.session.export(*asked))))
 
     def _fill_venues(self) -> None:
         self.venue.options = list(self.session.venues)
 
-    # What the person sees ------------------------------------------------------------------------------------------------
+    # What the person sees -------------------------------------------------------------------------------------------
 
     def _show_form(self) -> None:
         probe = self.session.order.probe
@@ -267,7 +270,7 @@ class Bench:
         if self.session.latest is not None:
             self.figure.update_from(look.fitted(self.session.latest.figure(), self.copy.room))
 
-    # Notebook ------------------------------------------------------------------------------------------------------------
+    # Notebook -------------------------------------------------------------------------------------------------------
 
     def show(self) -> None:
         """Show the bench as the output of this cell, and its still picture as the next one."""
@@ -292,3 +295,8 @@ def _card(content: Any, name: str) -> Any:
 
 def _heading(words: str) -> Any:
     return ipw.HTML(f'<div class="wb-heading">{words}</div>')
+
+
+def _word(control: Any) -> str:
+    """The text that a control holds; toolkits do not say in their types that it is never None."""
+    return str(control.value)

@@ -1,88 +1,32 @@
-"""A form for any settings, built from their schema alone: :func:`widgets` for JupyterLab, :func:`panel` for a served page.
+"""A form for any settings, from their schema alone: :func:`widgets` for JupyterLab, :func:`panel` for a served page.
 
-Both give ``(form, read)``: something to show, and a function that makes a new frozen settings object from what it shows.
-Neither knows any probe. What is said twice here is said in two toolkits; what both must agree on stands in the middle.
+Both give ``(form, read)``: something to show, and a function that makes new frozen settings from what it shows.
+Neither knows any probe. What is said twice here is said in two toolkits; what both must agree on is in ``control``.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from workbench.schema import Field, fields
-
-Read = Callable[[], Any]
-Changed = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Control:
-    """One setting as controls: what is shown, how its value is read, and what tells of a change."""
-
-    shown: tuple[Any, ...]
-    read: Read
-    watched: tuple[Any, ...]
-
-
-# What both toolkits agree on ------------------------------------------------------------------------------------------
-
-
-def _span(f: Field, value: Any) -> tuple[float, float]:
-    """The ends of a slider: what the schema offers, widened to hold the value that is set."""
-    assert f.range is not None
-    low, high = f.range.offered
-    return (low, high) if value is None else (min(low, value), max(high, value))
-
-
-def _start(f: Field, value: Any) -> Any:
-    """A value for the control of an optional setting that is None."""
-    if value is not None:
-        return value
-    plain = {"int": 0, "float": 0.0, "bool": False, "text": ""}
-    if f.range is not None:
-        return (int if f.kind == "int" else float)(f.range.offered[0])
-    return f.choices[0] if f.kind == "choice" else () if f.kind == "choices" else plain[f.kind]
-
-
-def _number(f: Field, value: float) -> int | float:
-    """A slider's value as the setting wants it: whole where it counts, and not past the ends by rounding."""
-    if f.range is not None and f.range.log:
-        value = min(max(value, f.range.low), f.range.high)
-    return round(value) if f.kind == "int" else float(value)
-
-
-def _chosen(f: Field, given: Any, names: Sequence[Any]) -> tuple[Any, ...]:
-    """The ticked choices in the order of the schema; in the order given where nothing was changed."""
-    return tuple(given) if set(given) == set(names) else tuple(c for c in f.choices if c in names)
-
-
-def _explained(f: Field) -> str:
-    """All that is known about a setting, for its tooltip."""
-    return "\n".join([f.doc, *(f"{value}: {words}" for value, words in f.choice_words.items())])
-
-
-def _caption(f: Field, value: Any = None) -> str:
-    words = f.choice_words.get(value, "")
-    said = f'<div class="wb-doc">{html.escape(f.doc)}</div>'
-    return said + (f'<div class="wb-choice">{html.escape(words)}</div>' if words else "")
-
-
-def nested_probes() -> dict[str, Any]:
-    """The probes that a setting of kind "probe" offers: those that look at one model."""
-    from workbench import catalog
-
-    return dict(catalog.probes("subject"))
-
-
-def ladder(low: float, high: float, also: Sequence[float] = ()) -> list[float]:
-    """Round numbers from ``low`` to ``high``, ten a decade to two digits, with the ends and ``also`` among them."""
-    first, last = math.floor(10 * math.log10(low)), math.ceil(10 * math.log10(high))
-    rungs = {float(f"{10 ** (k / 10):.2g}") for k in range(first, last + 1)}
-    return sorted({low, high, *also} | {r for r in rungs if low <= r <= high})
-
+from workbench.ui.control import (
+    Changed,
+    Control,
+    Read,
+    caption,
+    chosen,
+    explained,
+    ladder,
+    late,
+    nested_probes,
+    number,
+    span,
+    start,
+)
+from workbench.ui.look import SHEET
 
 # JupyterLab -----------------------------------------------------------------------------------------------------------
 
@@ -111,9 +55,9 @@ def widgets(cls: type, initial: Any = None, on_change: Changed | None = None) ->
 def _ipy_row(f: Field, control: Control) -> Any:
     import ipywidgets as ipw
 
-    said = ipw.HTML(_caption(f, _maybe(control))).add_class("wb-caption")
+    said = ipw.HTML(caption(f, _maybe(control))).add_class("wb-caption")
     for watched in control.watched if f.kind == "choice" else ():
-        watched.observe(lambda _: setattr(said, "value", _caption(f, _maybe(control))), "value")
+        watched.observe(lambda _: setattr(said, "value", caption(f, _maybe(control))), "value")
     return ipw.VBox([*control.shown, said]).add_class("wb-setting").add_class(f"wb-set-{f.name}")
 
 
@@ -131,7 +75,7 @@ def _ipy(f: Field, value: Any) -> Control:
 def _ipy_look(f: Field) -> dict[str, Any]:
     import ipywidgets as ipw
 
-    words = {"description": f.label, "tooltip": _explained(f)}
+    words = {"description": f.label, "tooltip": explained(f)}
     return words | {"style": {"description_width": "8em"}, "layout": ipw.Layout(width="auto")}
 
 
@@ -144,13 +88,13 @@ def _ipy_number(f: Field, value: Any) -> Control:
     elif f.range.log:
         return _ipy_log(f, value)
     elif whole:
-        low, high = _span(f, value)
+        low, high = span(f, value)
         made = ipw.IntSlider(value=value, min=int(low), max=int(high), step=int(f.range.step or 1), **extra)
     else:
-        low, high = _span(f, value)
+        low, high = span(f, value)
         step = f.range.step or (high - low) / 100
         made = ipw.FloatSlider(value=value, min=low, max=high, step=step, readout_format=_digits(step), **extra)
-    return Control((made,), lambda: _number(f, made.value), (made,))
+    return Control((made,), lambda: number(f, made.value), (made,))
 
 
 def _ipy_log(f: Field, value: Any) -> Control:
@@ -158,25 +102,25 @@ def _ipy_log(f: Field, value: Any) -> Control:
     import ipywidgets as ipw
 
     assert f.range is not None
-    low, high = (math.log10(e) for e in _span(f, value))
+    low, high = (math.log10(e) for e in span(f, value))
     shape = {"min": low, "max": high, "step": 0.05, "base": 10, "readout": False, "continuous_update": f.live}
     slider = ipw.FloatLogSlider(value=value, **shape, **_ipy_look(f))
     slider.layout.flex = "1 1 auto"
     box = (ipw.BoundedIntText if f.kind == "int" else ipw.BoundedFloatText)(
-        value, min=_number(f, f.range.low), max=_number(f, f.range.high), tooltip=_explained(f)
+        value, min=number(f, f.range.low), max=number(f, f.range.high), tooltip=explained(f)
     )
     box.add_class("wb-number")
 
     def slid(_: Any) -> None:
         if f"{slider.value:.2g}" != f"{box.value:.2g}":
-            box.value = _number(f, float(f"{slider.value:.2g}"))
+            box.value = number(f, float(f"{slider.value:.2g}"))
 
     def typed(_: Any) -> None:
         slider.value = box.value
 
     slider.observe(slid, "value")
     box.observe(typed, "value")
-    return Control((ipw.HBox([slider, box]).add_class("wb-log"),), lambda: _number(f, box.value), (box,))
+    return Control((ipw.HBox([slider, box]).add_class("wb-log"),), lambda: number(f, box.value), (box,))
 
 
 def _digits(step: float) -> str:
@@ -203,9 +147,9 @@ def _ipy_choices(f: Field, value: Any) -> Control:
 
     look = {"indent": False, "layout": ipw.Layout(width="auto")}
     ticks = {c: ipw.Checkbox(c in value, description=str(c), tooltip=f.choice_words.get(c), **look) for c in f.choices}
-    head = ipw.Label(f.label, tooltip=_explained(f))
+    head = ipw.Label(f.label, tooltip=explained(f))
     box = ipw.VBox([head, *ticks.values()]).add_class("wb-choices")
-    return Control((box,), lambda: _chosen(f, value, [c for c, t in ticks.items() if t.value]), tuple(ticks.values()))
+    return Control((box,), lambda: chosen(f, value, [c for c, t in ticks.items() if t.value]), tuple(ticks.values()))
 
 
 def _ipy_text(f: Field, value: Any) -> Control:
@@ -219,8 +163,8 @@ def _ipy_text(f: Field, value: Any) -> Control:
 def _ipy_optional(f: Field, value: Any) -> Control:
     import ipywidgets as ipw
 
-    inner = _IPY[f.kind](f, _start(f, value))
-    given = ipw.Checkbox(value is not None, description=f"set {f.label}", tooltip=_explained(f))
+    inner = _IPY[f.kind](f, start(f, value))
+    given = ipw.Checkbox(value is not None, description=f"set {f.label}", tooltip=explained(f))
     given.layout.width = "auto"
     box = ipw.VBox(inner.shown)
 
@@ -240,11 +184,11 @@ def _ipy_probe(f: Field, value: Any) -> Control:
     names = [("none", "")] if f.optional else []
     names += [(n, n) for n in known]
     chosen = ipw.Dropdown(options=names, value="" if value is None else type(value).__name__, **_ipy_look(f))
-    told = ipw.IntText(0)  # never shown: it counts changes in the form inside, whose controls come and go
+    told: Any = ipw.IntText(0)  # never shown: it counts changes in the form inside, whose controls come and go
     box, inner = ipw.VBox().add_class("wb-nested"), dict[str, Any]()
 
     def rebuild(_: Any = None) -> None:
-        cls = known.get(chosen.value)
+        cls = known.get(str(chosen.value))
         keep = value if cls is type(value) else None
         form, inner["read"] = widgets(cls, keep, touched) if cls else (ipw.VBox(), lambda: None)
         box.children = (form,)
@@ -254,7 +198,7 @@ def _ipy_probe(f: Field, value: Any) -> Control:
 
     rebuild()
     chosen.observe(rebuild, "value")
-    return Control((chosen, box), lambda: inner["read"](), (chosen, told))
+    return Control((chosen, box), late(inner), (chosen, told))
 
 
 _IPY: dict[str, Callable[[Field, Any], Control]] = {
@@ -289,9 +233,10 @@ def panel(cls: type, initial: Any = None, on_change: Changed | None = None) -> t
 def _pn_row(f: Field, control: Control) -> Any:
     import panel as pn
 
-    said = pn.pane.HTML(_caption(f, _maybe(control)), css_classes=["wb-caption"], sizing_mode="stretch_width")
+    look = {"css_classes": ["wb-explanation"], "stylesheets": [SHEET], "sizing_mode": "stretch_width"}
+    said = pn.pane.HTML(caption(f, _maybe(control)), margin=(0, 10, 8, 10), **look)
     for watched in control.watched if f.kind == "choice" else ():
-        watched.param.watch(lambda _: setattr(said, "object", _caption(f, _maybe(control))), "value")
+        watched.param.watch(lambda _: setattr(said, "object", caption(f, _maybe(control))), "value")
     classes = ["wb-setting", f"wb-set-{f.name}"]
     return pn.Column(*control.shown, said, css_classes=classes, sizing_mode="stretch_width", margin=0)
 
@@ -309,19 +254,19 @@ def _pn_number(f: Field, value: Any) -> Control:
     if f.range is None:
         made = (pn.widgets.IntInput if whole else pn.widgets.FloatInput)(value=value, **look)
         return Control((made,), lambda: made.value, (made,))
-    low, high = _span(f, value)
+    low, high = span(f, value)
     if f.range.log:
         rungs = [round(r) for r in ladder(low, high, (value,))] if whole else ladder(low, high, (value,))
         made = pn.widgets.DiscreteSlider(
             options={f"{r:.4g}": r for r in rungs} | {f"{value:.4g}": value}, value=value, **look
         )
-        return Control((made,), lambda: _number(f, made.value), (made,))
+        return Control((made,), lambda: number(f, made.value), (made,))
     kind = pn.widgets.EditableIntSlider if whole else pn.widgets.EditableFloatSlider
     step = (int(f.range.step or 1)) if whole else f.range.step or (high - low) / 100
-    ends = {"start": _number(f, low), "end": _number(f, high), "step": step}
-    ends |= {"fixed_start": _number(f, f.range.low), "fixed_end": _number(f, f.range.high)}
+    ends = {"start": number(f, low), "end": number(f, high), "step": step}
+    ends |= {"fixed_start": number(f, f.range.low), "fixed_end": number(f, f.range.high)}
     made = kind(value=value, **ends, **look)
-    return Control((made,), lambda: _number(f, made.value), (made,))
+    return Control((made,), lambda: number(f, made.value), (made,))
 
 
 def _pn_bool(f: Field, value: Any) -> Control:
@@ -345,7 +290,7 @@ def _pn_choices(f: Field, value: Any) -> Control:
     made = pn.widgets.CheckBoxGroup(
         label=f.label, options={str(c): c for c in f.choices}, value=[c for c in f.choices if c in value]
     )
-    return Control((pn.pane.HTML(html.escape(f.label)), made), lambda: _chosen(f, value, made.value), (made,))
+    return Control((pn.pane.HTML(html.escape(f.label)), made), lambda: chosen(f, value, made.value), (made,))
 
 
 def _pn_text(f: Field, value: Any) -> Control:
@@ -359,7 +304,7 @@ def _pn_text(f: Field, value: Any) -> Control:
 def _pn_optional(f: Field, value: Any) -> Control:
     import panel as pn
 
-    inner = _PN[f.kind](f, _start(f, value))
+    inner = _PN[f.kind](f, start(f, value))
     given = pn.widgets.Checkbox(label=f"set {f.label}", value=value is not None)
     box = pn.Column(*inner.shown, visible=given, sizing_mode="stretch_width", margin=0)
     return Control((given, box), lambda: inner.read() if given.value else None, (given, *inner.watched))
@@ -372,7 +317,7 @@ def _pn_probe(f: Field, value: Any) -> Control:
     options = ({"none": ""} if f.optional else {}) | {n: n for n in known}
     start = "" if value is None else type(value).__name__
     chosen = pn.widgets.Select(label=f.label, options=options, value=start, sizing_mode="stretch_width")
-    told = pn.widgets.IntInput(value=0)
+    told: Any = pn.widgets.IntInput(value=0)
     box, inner = pn.Column(css_classes=["wb-nested"], sizing_mode="stretch_width"), dict[str, Any]()
 
     def rebuild(_: Any = None) -> None:
@@ -386,7 +331,7 @@ def _pn_probe(f: Field, value: Any) -> Control:
 
     rebuild()
     chosen.param.watch(rebuild, "value")
-    return Control((chosen, box), lambda: inner["read"](), (chosen, told))
+    return Control((chosen, box), late(inner), (chosen, told))
 
 
 _PN: dict[str, Callable[[Field, Any], Control]] = {

@@ -1,7 +1,8 @@
-"""What a bench may do, without any toolkit: choose, set, run, cancel, export, say it as code. Both front ends drive this.
+"""What a bench may do, without any toolkit: choose, set, run, cancel, export, say as code. Both front ends drive it.
 
-A request is one frozen :class:`Order`. Widgets change the order and submit it; nothing is ever computed in their callbacks:
-models open and probes run in the :class:`~workbench.job.Job`'s thread, slow chores (a file, a still picture) in another.
+A request is one frozen :class:`Order`. Widgets change the order and submit it; nothing is ever computed in their
+callbacks: models open and probes run in the :class:`~workbench.job.Job`'s thread, slow chores (a file, a still
+picture) in another.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Session:
 
     @cached_property
     def venues(self) -> Mapping[str, tuple[str, ...]]:
-        """Venues and the columns that each has; the first is the house style. Looks into tueplots: not in a callback."""
+        """Venues and the columns of each; the first is the house style. Looks into tueplots: not in a callback."""
         from workbench.draw.venues import HOUSE, venues
 
         return {HOUSE: ("half", "full")} | {name: tuple(columns) for name, columns in venues().items()}
@@ -194,7 +195,7 @@ class Session:
         return f"Wrote {written} ({written.stat().st_size / 1000:.0f} kB)."
 
     def code(self) -> str:
-        """Python that makes the same reading, given the names ``subject``, ``pair`` or ``runs`` where no file has them."""
+        """Python that makes the same reading, given names ``subject``, ``pair`` or ``runs`` where no file has them."""
         order = self.order
         seconds = "" if order.seconds is None else f", seconds={order.seconds:g}"
         lines = ["import workbench as wb", *_imports(order.probe), *self._opening()]

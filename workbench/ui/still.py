@@ -1,8 +1,8 @@
 """The still picture that a notebook keeps below a bench, for pages without a kernel.
 
-A widget's output says nothing once its kernel is gone, and JupyterLab prefers it to a picture in the same output. So the
-picture is an output of its own, with a display id, and is replaced when a newer reading has come to rest. The style sheet
-hides it as long as the bench above it is alive.
+A widget's output says nothing once its kernel is gone, and JupyterLab prefers it to a picture in the same output. So
+the picture is an output of its own, with a display id, and is replaced when a newer reading has come to rest. The
+style sheet hides it as long as the bench above it is alive.
 """
 
 from __future__ import annotations
