@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workbench.operators import Curvature, GaussNewton, Hessian
 from workbench.probes.spectrum import HessianSpectrum
-from workbench.selftest import NotAHessian, self_test
+from workbench.selftest import NotAHessian, SelfTest, self_test
 from workbench.subject import Subject
 
 
@@ -131,12 +131,30 @@ class Lopsided(Hessian):
     """Products with a matrix that is not symmetric."""
 
     def matvec(self, vector: Tensor) -> Tensor:
-        return super().matvec(vector) + 0.01 * vector.roll(1)
+        return super().matvec(vector) + 0.1 * vector.roll(1)
 
 
-def test_an_asymmetric_operator_is_found_by_lanczos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.probes.spectrum.OPERATORS", {"hessian": Lopsided})
-    monkeypatch.setattr("workbench.probes.spectrum.self_test", lambda _: type("Passed", (), {"words": ""}))
+def test_an_asymmetric_operator_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotAHessian) as caught:
+        self_test(Lopsided(subject(torch.tanh)))
+    assert caught.value.leg == "symmetric"
+    monkeypatch.setattr("workbench.probes.spectrum.OPERATORS", {"hessian": Lopsided})
+    monkeypatch.setattr("workbench.probes.spectrum.self_test", lambda _: SelfTest(0.0, 0.0, 0.0, ""))
+    with pytest.raises(NotAHessian, match=r"dtype=torch\.float64") as caught:
         HessianSpectrum(top=2).run(subject(torch.tanh))
     assert caught.value.leg == "symmetric"
+
+
+def test_rounding_of_a_loss_near_zero_is_said_and_enters_the_residuals() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3)), double(60, 6).float()
+    with torch.no_grad():
+        for seed, p in enumerate(model.parameters()):
+            p.copy_(3 * double(*p.shape, seed=seed))
+        keep = model(x).softmax(1).amax(1) > 1 - 1e-5
+    data = (x[keep], model(x[keep]).argmax(1))
+    exact = torch.linalg.eigvalsh(Hessian(Subject(model, data, dtype=torch.float64)).dense()).flip(0).numpy()
+    for dtype in (torch.float32, torch.float64):
+        reading = HessianSpectrum(top=5, trace=False).run(Subject(model, data, dtype=dtype))
+        found = reading.data.eigenvalue.values
+        assert np.all(np.abs(found[:, None] - exact).min(axis=1) <= reading.data.residual.values)
+        assert any("products are rounded" in note for note in reading.notes) == (dtype == torch.float32)

@@ -118,12 +118,12 @@ def lanczos(
 ) -> Iterator[Krylov]:
     """The ``top`` algebraically largest and ``bottom`` smallest eigenpairs; yields after each product, until done.
 
-    Done when every wanted pair has residual <= ``tolerance`` · |value| (or below the floor of the dtype times the
-    largest |value|) after at least 8 products, and nothing was found that had been missed. At ``limit`` products it
-    ends with ``done=False``. The basis holds ``basis`` vectors (default ``max(32, 2 (top + bottom) + 10)``) and one
-    more; when it is full the best Ritz vectors of both ends are kept (thick restart), which costs no extra products
-    as long as more are kept than wanted. An exhausted (invariant) subspace is left by a random vector ``fresh(i)``, i
-    = 0, 1, ..., so operators of at most ``basis`` entries come out exact.
+    Done when every wanted pair has residual <= ``tolerance`` · |value| (or below what the dtype, or the asymmetry of
+    the products, leaves to be resolved) after at least 8 products, and nothing was found that had been missed. At
+    ``limit`` products it ends with ``done=False``. The basis holds ``basis`` vectors (default ``max(32, 2 (top +
+    bottom) + 10)``) and one more; when it is full the best Ritz vectors of both ends are kept (thick restart), which
+    costs no extra products as long as more are kept than wanted. An exhausted (invariant) subspace is left by a random
+    vector ``fresh(i)``, i = 0, 1, ..., so operators of at most ``basis`` entries come out exact.
 
     One start vector shows each eigenvalue once, whatever its multiplicity. ``confirm`` therefore follows, once the
     wanted pairs are converged, a fresh random vector orthogonal to all that is known: for 8 products, then for up to
@@ -271,11 +271,14 @@ class _Run:
         """Ritz pairs with their residuals, against what is allowed."""
         space, n, tolerance = self.space, self.space.n, self.plan.tolerance
         values, vectors = space.ritz()
-        residuals = np.maximum(space.residuals(vectors), space.precision.noise * space.scale)
+        # Products that are not symmetric are rounded, whatever the dtype promises: by up to 4 or 5 times as much.
+        rounding = 8 * space.asymmetry
+        noise, floor = (max(p, rounding) * space.scale for p in (space.precision.noise, space.precision.floor))
+        residuals = np.maximum(space.residuals(vectors), noise)
         sizes = np.abs(values)
         vague = (np.arange(n) >= n - self.bottom) & (values >= -residuals)
         sizes[vague] = np.maximum(sizes[vague], self.plan.near_zero * sizes.max())
-        allowed = np.maximum(tolerance * sizes, space.precision.floor * space.scale)
+        allowed = np.maximum(tolerance * sizes, floor)
         ratios = np.divide(residuals, allowed, out=np.zeros(n), where=allowed > 0)
         if not space.complete and (space.products < FEWEST_STEPS or n < self.top + self.bottom):
             ratios[:] = np.inf
