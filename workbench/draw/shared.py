@@ -254,7 +254,7 @@ class LiveFigure(FigureWidget):
         finally:
             object.__setattr__(self, "_wb_silent", False)
         if shared():
-            self._last_trace_edit_id += 1
+            self._last_trace_edit_id = int(self._last_trace_edit_id) + 1
             self.send_state(_WHOLE)
             self._wb_redraw += 1
 
@@ -287,7 +287,7 @@ class LiveFigure(FigureWidget):
 
 
 def _fits(old: list[Any], old_layout: dict[str, Any], new: list[Any], new_layout: dict[str, Any]) -> bool:
-    """Whether an update in place will do: traces alike in type, place and properties, equal axes, no words to remove."""
+    """Whether an update in place will do: traces alike in type, place and properties, equal axes, no words gone."""
     emptied = any(old_layout.get(name) and not new_layout.get(name) for name in ("annotations", "shapes"))
     return not emptied and old_layout.keys() == new_layout.keys() and _structure(old) == _structure(new)
 

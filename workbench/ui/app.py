@@ -135,7 +135,7 @@ class Page:
         self.step = pn.widgets.DiscreteSlider(label="checkpoint", options=[0], css_classes=["wb-step"], **wide)
         self.probe = pn.widgets.Select(label="probe", css_classes=["wb-probe"], **wide)
         self.about = pn.pane.HTML(**wide)
-        self.form = pn.Column(margin=0, **wide)
+        self.form: Any = pn.Column(margin=0, **wide)
         self.seed = pn.widgets.IntInput(label="seed", value=0, start=0, css_classes=["wb-seed"], **wide)
         self.budget = pn.widgets.Select(label="time limit", options=BUDGETS, value=0.0, **wide)
         self.run = pn.widgets.Button(label="Run", css_classes=["wb-run"], **wide)
@@ -337,7 +337,7 @@ class Page:
         def show() -> None:
             self.figure.object = picture
             self.summary.object = rows
-            self._sent.value += 1
+            self._sent.value = int(self._sent.value or 0) + 1
 
         self._later("reading", show)
 
@@ -353,7 +353,7 @@ class Page:
 
         self._later("state", show)
 
-    def _later(self, kind: str, work: Callable[[], None]) -> None:
+    def _later(self, kind: str, work: Callable[[], object]) -> None:
         """Do this in the page's thread; what still waits of the same kind is out of date and dropped."""
         document = self._document
         if document is None or not document.session_context or getattr(self._inside, "page", False):
