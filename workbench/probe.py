@@ -219,12 +219,12 @@ class Reading:
     def figure(self) -> Figure:
         """The picture, as data; a notebook draws it when the reading is shown."""
         made = self.probe.figure(self.data)
-        return made if made.note else dataclasses.replace(made, note=self._small_print())
+        return dataclasses.replace(made, note=self._small_print(made.note))
 
-    def _small_print(self) -> str:
+    def _small_print(self, said: str) -> str:
         on = self.provenance.get("subject", {}).get("on", "")
         state = "" if self.converged else ("not converged" if self.done == 1 else f"partial, {self.done:.0%}")
-        return " · ".join(part for part in (on, state) if part)
+        return " · ".join(part for part in (said, on, state) if part)
 
     def to_frame(self) -> Any:
         """The data as a pandas DataFrame, one row for each combination of coordinates."""

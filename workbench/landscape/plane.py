@@ -143,7 +143,9 @@ class Plane(Probe[Subject]):
             marks = cast("tuple[AnyMark, ...]", (Contour(u, v, z), *self._path(data), _here()))
             panels.append(Panel(marks, Axis(words[0]), Axis(words[1]), colour, square=self.directions != "pca"))
         if self.view != "contour":
-            panels.append(Panel((Surface(u, v, z),), Axis(words[0]), Axis(words[1]), colour))
+            # A turned axis has little room for words.
+            first, second = (Axis(w.split(" (")[0].removeprefix("along Hessian ")) for w in words)
+            panels.append(Panel((Surface(u, v, z),), first, second, colour))
         return Figure(tuple(panels), note=self._note(data, len(at)))
 
     def _scale(self, data: xr.Dataset) -> tuple[Literal["linear", "log", "symlog"]]:
@@ -151,9 +153,10 @@ class Plane(Probe[Subject]):
         return ("linear" if self.metric == "error_rate" else self.scale,)
 
     def _note(self, data: xr.Dataset, drawn: int) -> str:
-        rough = "" if drawn == self.points else f"{drawn} × {drawn} of {self.points} × {self.points} points; "
+        rough = "" if drawn == self.points else f"{drawn} × {drawn} of {self.points} × {self.points} points"
         lost = int((data.evaluated & ~np.isfinite(data.loss)).sum())
-        return rough + (f"{lost} points are not finite (hatched); " if lost else "") + data.attrs.get("on", "")
+        hatched = f"{lost} points are not finite (hatched)" if lost else ""
+        return " · ".join(part for part in (rough, hatched) if part)
 
     def _axis_words(self, data: xr.Dataset) -> tuple[str, str]:
         if self.directions == "random":
