@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 OMP_WAIT_POLICY ?= PASSIVE
 export PYTHON OMP_WAIT_POLICY
 
-.PHONY: help lab test install system lint format types pytest slow demo bench clean distclean
+.PHONY: help lab test install system lint format types pytest slow demo bench pages clean distclean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,8 +62,12 @@ slow: install system  ## the tests that take minutes or want a GPU
 demo: install  ## train, probe and write a report folder, without a browser
 	$(BIN)/workbench demo $(ARGS)
 
-bench: install  ## Workbench against its peers, side by side
-	$(BIN)/python benchmarks/run.py $(ARGS)
+bench: install  ## what a user waits for, and the spectrum against exact values (results in benchmarks/results)
+	$(BIN)/python benchmarks/responsiveness.py
+	$(BIN)/python benchmarks/spectrum.py
+
+pages: install  ## write docs/measures/ anew after a probe's words, settings or variables changed
+	$(BIN)/python -m workbench.catalog docs/measures
 
 clean:  ## remove caches and builds
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
