@@ -272,7 +272,7 @@ class _Run:
         space, n, tolerance = self.space, self.space.n, self.plan.tolerance
         values, vectors = space.ritz()
         # Products that are not symmetric are rounded, whatever the dtype promises: by up to 4 or 5 times as much.
-        rounding = 8 * space.asymmetry
+        rounding = 8 * max(0.0, space.asymmetry - 4 * space.precision.unit)
         noise, floor = (max(p, rounding) * space.scale for p in (space.precision.noise, space.precision.floor))
         residuals = np.maximum(space.residuals(vectors), noise)
         sizes = np.abs(values)

@@ -32,8 +32,8 @@ NEAR_ZERO = 0.05
 """The minimum need not be known better than the tolerance times this share of the spectrum's scale."""
 CANCELLING = 1.0
 """The trace need not be known better than the tolerance times this share of Σ|λ| over the known eigenvalues."""
-MOST_ROWS, CHEAP_BYTES = 256, 2**26
-"""Basis vectors that a small model gets, as far as they fit into so many bytes."""
+MOST_ROWS, CHEAP_BYTES = 256, 2**24
+"""Basis vectors that a small model gets, as far as they fit into so many bytes: a processor's cache."""
 MOST_PRODUCTS = 1000
 """Products that the eigenvalues may take, beside twenty for each one that is wanted."""
 MOST_SAMPLES = 1000
