@@ -164,7 +164,8 @@ def wait_for_still(page: Any) -> None:
     page.wait_for_function(
         """() => { const outputs = window.jupyterapp.shell.currentWidget.content.widgets.flatMap(
              (c) => c.outputArea ? c.outputArea.model.toJSON() : []);
-           return outputs.some((o) => o.data?.["image/png"] && String(o.data["text/plain"]).startsWith("NeuralCollapse")); }"""
+           const named = (data) => String(data["text/plain"]).startsWith("NeuralCollapse");
+           return outputs.some((o) => o.data?.["image/png"] && named(o.data)); }"""
     )
 
 
