@@ -140,6 +140,16 @@ def test_repeated_eigenvalues_are_all_found(tolerance: float) -> None:
     assert float(reading.data.density_error) == 0
 
 
+@pytest.mark.parametrize("tolerance", [0.02, 1e-4])
+def test_repeated_eigenvalues_above_a_bulk_are_all_found(tolerance: float) -> None:
+    reading = HessianSpectrum(top=6, tolerance=tolerance, trace=False).run(
+        quadratic(*np.linspace(0, 1, 300), 5, 5, 4, 4, 4)
+    )
+    assert reading.data.eigenvalue.values == pytest.approx([5, 5, 4, 4, 4, 1], rel=tolerance)
+    assert reading.converged
+    assert reading.data.products < 120
+
+
 @settings(max_examples=15)
 @given(st.lists(st.sampled_from([-3.0, -1.0, -0.5, 0.0, 0.01, 0.5, 2.0, 2.02, 7.0]), min_size=1, max_size=60))
 def test_any_small_spectrum(curvatures: list[float]) -> None:
@@ -180,6 +190,7 @@ def test_the_figure_tells_what_is_sure() -> None:
     points = next(m for m in eigenvalues.marks if isinstance(m, Points) and m.role == "main")
     assert np.array_equal(points.y, reading.data.eigenvalue)
     assert np.array_equal(points.error, reading.data.residual)
+    assert not any(np.isfinite(m.y).any() for m in eigenvalues.marks if isinstance(m, Points) and m is not points)
     atoms = next(m for m in density.marks if isinstance(m, Stems))
     assert sorted(atoms.x) == sorted([*reading.data.eigenvalue.values, float(reading.data.eigenvalue_min)])
     width = float(reading.data.smoothing_width)
