@@ -11,13 +11,10 @@ from browser.lab import FLAGS, Lab, chromium
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of them in one xdist worker, after one another."""
+    """Without a browser only when asked to; a missing one fails."""
     for item in items:
-        if "tests/browser/" in item.path.as_posix():
-            item.add_marker("browser")
-            item.add_marker(pytest.mark.xdist_group("browser"))
-            if os.environ.get("WORKBENCH_NO_BROWSER") == "1":
-                item.add_marker(pytest.mark.skip(reason="WORKBENCH_NO_BROWSER=1: asked to go without a browser"))
+        if os.environ.get("WORKBENCH_NO_BROWSER") == "1" and item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason="WORKBENCH_NO_BROWSER=1: asked to go without a browser"))
 
 
 @pytest.fixture(scope="session")

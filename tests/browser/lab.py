@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "screenshots"
-CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+CHROMIUM = ("chromium", "google-chrome", "chromium-browser")
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run"),
@@ -30,13 +30,16 @@ WITHOUT_KERNEL = (
 
 
 def chromium() -> str:
-    """The browser that Debian or Ubuntu installed."""
-    for path in CHROMIUM:
-        if Path(path).exists():
+    """The browser that Debian installed; on Ubuntu, whose package needs snap, the one that Playwright installed."""
+    cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache" / "ms-playwright")
+    installed = [shutil.which(name) for name in CHROMIUM]
+    own = [str(path) for path in sorted(cache.glob("chromium-*/chrome-linux*/chrome"))]
+    for path in (*installed[:2], *own, *installed[2:]):
+        if path is not None:
             return path
     raise FileNotFoundError(
-        "the browser tests need Chromium: apt-get install chromium (Ubuntu: any of "
-        f"{', '.join(CHROMIUM)}); or set WORKBENCH_NO_BROWSER=1 to go without them, knowingly."
+        "the browser tests need Chromium: apt-get install chromium, or playwright install chromium; "
+        "or set WORKBENCH_NO_BROWSER=1 to go without them, knowingly."
     )
 
 
