@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from workbench.losses import NAMES, Loss
 from workbench.reductions import make
+from workbench.subject import Subject
 
 N = 9
 
@@ -218,3 +219,36 @@ def test_a_given_reduction_goes_before_all_others() -> None:
         make(name, None, SCORES, t, N).name
         for name, t in zip(NAMES, (LABELS, VALUES, VALUES, VALUES, SOFT, LABELS), strict=True)
     } == set(NAMES)
+
+
+@pytest.mark.parametrize("positions", [4, 9])
+@pytest.mark.parametrize("class_first", [True, False])
+def test_token_classes_are_found_in_either_dimension(positions: int, class_first: bool):
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(8, 6, positions, dtype=torch.float64), torch.randint(0, 6, (8, positions))
+    wanted = nn.functional.cross_entropy(outputs, targets).item()
+    given = outputs if class_first else outputs.transpose(1, 2)
+    subject = Subject(Handed(given), (torch.arange(8), targets))
+    assert subject.classes == 6
+    assert subject.loss() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_as_many_positions_as_classes_are_not_guessed():
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(8, 6, 6, dtype=torch.float64), torch.randint(0, 6, (8, 6))
+    with pytest.raises(ValueError, match="fit both"):
+        Subject(Handed(outputs), (torch.arange(8), targets))
+    subject = Subject(Handed(outputs), (torch.arange(8), targets), loss=nn.functional.cross_entropy)
+    assert subject.loss() == pytest.approx(nn.functional.cross_entropy(outputs, targets).item(), rel=1e-12)
+
+
+class Handed(nn.Module):
+    """Gives the rows of a table that it was handed, times a parameter that is one."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+        self.gain = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.gain * self.table[rows]

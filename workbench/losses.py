@@ -90,6 +90,25 @@ def class_last(outputs: Tensor, targets: Tensor, class_first: bool) -> tuple[Ten
     return outputs, targets
 
 
+def has_class_first(outputs: Tensor, targets: Any) -> bool:
+    """Whether outputs are (N, C, S) rather than (N, S, C) for class numbers (N, S), by their shapes.
+
+    Raises:
+        ValueError: both fit, because there are as many positions as classes: a guess would be silently wrong.
+    """
+    if outputs.ndim < 3 or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return False
+    last = outputs.shape[:-1] == targets.shape
+    first = (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape)
+    if last and first:
+        raise ValueError(
+            f"outputs {tuple(outputs.shape)} with targets {tuple(targets.shape)} fit both (N, S, C) and (N, C, S). Say "
+            "which: loss=torch.nn.functional.cross_entropy reads classes in dimension 1; for classes in the last "
+            "dimension pass loss=lambda outputs, targets: cross_entropy(outputs.flatten(0, -2), targets.flatten())."
+        )
+    return first
+
+
 def _check_classes(loss: Loss, outputs: Tensor, targets: Any) -> None:
     if not isinstance(targets, Tensor):
         raise ValueError(f"{loss.name} wants a tensor of targets; got {type(targets).__name__}.")
@@ -256,21 +275,23 @@ def _binary(a: Tensor, b: Tensor) -> Tensor:
 
 NAMES = ("cross_entropy", "half_mse", "mse", "l1", "binary_cross_entropy_with_logits", "nll")
 """The losses that are known by name."""
+CLASS_NAMES = ("cross_entropy", "nll")
+"""Those of classes, whose outputs may hold the classes in dimension 1 or in the last."""
 
 
-def named(name: str, reduction: Reduction = "mean") -> Loss:
+def named(name: str, reduction: Reduction = "mean", class_first: bool = False) -> Loss:
     """A loss by name: L is a mean over examples or unmasked tokens, for mse, l1 and binary cross-entropy over elements.
 
     ``reduction="sum"`` makes these three a sum over an example's elements; "half_mse" is that always, ½
-    Σ_outputs (f - y)².
+    Σ_outputs (f - y)². ``class_first`` puts the classes of "cross_entropy" and "nll" into dimension 1.
 
     Raises:
         ValueError: no such name.
     """
     if name == "cross_entropy":
-        return class_loss(name, F.cross_entropy, reduction, class_first=False)
+        return class_loss(name, F.cross_entropy, reduction, class_first=class_first)
     if name == "nll":
-        return class_loss(name, F.nll_loss, reduction, class_first=False)
+        return class_loss(name, F.nll_loss, reduction, class_first=class_first)
     if name == "binary_cross_entropy_with_logits":
         return value_loss(name, _binary, reduction, "binary")
     forms = {"half_mse": _half_square, "mse": _square, "l1": _absolute}

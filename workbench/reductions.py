@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.losses import Loss, Reduction, class_loss, custom_loss, each_loss, named, one_by_one
+from workbench.losses import (
+    CLASS_NAMES,
+    Loss,
+    Reduction,
+    class_loss,
+    custom_loss,
+    each_loss,
+    has_class_first,
+    named,
+    one_by_one,
+)
 
 _KNOWN: dict[Any, str] = {
     F.mse_loss: "mse",
@@ -40,7 +50,8 @@ def make(loss: Any, reduction: Reduction | None, outputs: Tensor, targets: Any, 
     if reduction not in (None, "mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}.")
     if isinstance(loss, str):
-        made = named(loss, "sum" if reduction == "sum" else "mean")
+        ordered = loss in CLASS_NAMES and has_class_first(outputs, targets)
+        made = named(loss, "sum" if reduction == "sum" else "mean", ordered)
     elif callable(loss):
         stated = reduction or stated_reduction(loss)
         made = _torchs(loss, stated or "mean") or _custom(loss, stated, outputs.detach(), targets, size)
