@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from browser.lab import environment, free_port, shoot, wait_for_http
 
-# In one worker, after one another: they share a browser, and the steps follow one another. (Said in each module, because
-# xdist reads its groups before a conftest could add them.)
+# In one worker, after one another: they share a browser, and the steps follow one another. (Said in each module,
+# because xdist reads its groups before a conftest could add them.)
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 RECORD = """
 import sys
