@@ -1,10 +1,12 @@
 """Neural collapse against a dense pseudo-inverse written separately, and against closed forms."""
 
+import architectures
 import numpy as np
 import pytest
 import torch
 from pytest import approx
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from workbench.probes.collapse import NeuralCollapse
 from workbench.subject import Subject
@@ -23,9 +25,7 @@ def reference(features: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias
         (features[labels == c] - m).T @ (features[labels == c] - m) for c, m in zip(classes, means, strict=True)
     )
     within, between = within / len(features), centred.T @ centred / len(classes)
-    values, vectors = np.linalg.eigh(between)
-    top = slice(len(values) - len(classes) + 1, None)
-    inverse = (vectors[:, top] / values[top]) @ vectors[:, top].T
+    inverse = np.linalg.pinv(between, rcond=1e-10, hermitian=True)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     off = ~np.eye(len(classes), dtype=bool)
     lengths = np.linalg.norm(centred, axis=1)
@@ -97,6 +97,26 @@ def test_simplex_with_small_noise_has_the_closed_form(inside, nc1):
     assert float(data.cdnv) == approx(0.00375)
     assert float(data.nc3) == approx(0, abs=1e-12)
     assert float(data.nc4) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", list(architectures.SMALL))
+def test_every_architecture_equals_the_dense_reference(name: str, dtype: torch.dtype):
+    net = architectures.small(name)
+    inputs, labels = net.data
+    head = [m for m in net.model.modules() if isinstance(m, nn.Linear)][-1]
+    caught: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda module, given, output: caught.append(given[0]))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        net.model(inputs)
+    hook.remove()
+    features = caught[0].reshape(-1, caught[0].shape[-1]).numpy()
+    bias = np.zeros(len(head.weight)) if head.bias is None else head.bias.detach().numpy()
+    want = reference(features, labels.flatten().numpy(), head.weight.detach().numpy(), bias)
+    reading = NeuralCollapse().run(Subject(net.model, net.data, dtype=dtype))
+    narrow = features.shape[1] < len(np.unique(labels)) - 1
+    assert any("span" in note for note in reading.notes) == narrow
+    assert {k: float(reading.data[k]) for k in want} == approx(want, rel=1e-7 if dtype == torch.float64 else 1e-3)
 
 
 def test_a_large_offset_does_not_cancel(blobs):

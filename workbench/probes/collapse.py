@@ -102,7 +102,7 @@ class NeuralCollapse(Probe[Subject]):
             values,
             coords={"class_": np.arange(len(moments.counts)), "other": np.arange(len(moments.counts))},
             converged=last and len(present) > 1,
-            notes=(*subject.notes, *notes, *_layer_words(classifier)),
+            notes=(*subject.notes, *notes, *_layer_words(classifier), *(scatter.words() if scatter else ())),
         )
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
@@ -182,6 +182,15 @@ class _Scatter:
         centred = self.centred
         squared = (centred.rows**2).sum(1) - 2 * (features - centred.mean) @ centred.rows.T
         return self.present[squared.argmin(1)]
+
+    def words(self) -> tuple[str, ...]:
+        """What has to be said when the means span fewer directions than distinct ones in enough room would."""
+        rank, full = len(self.centred.strengths), len(self.present) - 1
+        if rank >= full:
+            return ()
+        return (
+            f"the class means span {rank} of {full} directions (merged classes, or too few features): NC1 uses these",
+        )
 
     def values(self) -> Mapping[str, Any]:
         """NC1 in its variants, NC4 and accuracy over the examples seen so far."""
