@@ -55,7 +55,8 @@ def test_a_job_runs_in_a_thread_of_its_own_and_tells_each_step(job: Job, log: Lo
     assert [r.done for r in log.readings] == [0.25, 0.5, 0.75, 1.0]
     assert job.latest is log.readings[-1] is found
     assert log.threads == {"workbench-job"}
-    assert [s.status for s in log.states if s.status != "running"] == ["queued", "done"]
+    told = [s.status for s in log.states if s.status != "running"]
+    assert told in (["queued", "done"], ["done"])  # a worker that starts at once leaves "queued" out of date
     assert [s.done for s in log.states] == sorted(s.done for s in log.states)
     last = log.states[-1]
     assert (last.done, last.remaining, last.from_store, last.cost, last.message) == (1.0, 0.0, False, "4 products", "")

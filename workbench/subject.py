@@ -64,8 +64,7 @@ class Subject:
 
     kind: ClassVar[str] = "subject"
     path: Any = None
-    """The trajectory that the subject was opened from, with ``steps``, ``weights(step)`` and ``fingerprint()``; "
-    "else None."""
+    """What the subject was opened from, with ``steps``, ``weights(step)`` and ``fingerprint()``; else None."""
 
     def __init__(
         self,

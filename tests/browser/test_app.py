@@ -76,7 +76,16 @@ def page(browser: Any, served: Served) -> Iterator[Any]:
 
 
 def said(page: Any, where: str, words: str) -> None:
-    page.locator(f"{where} >> text={words}").first.wait_for()
+    try:
+        page.locator(f"{where} >> text={words}").first.wait_for()
+    except Exception as error:
+        shoot(page, "app-failed")
+        raise AssertionError(f"{words!r} never stood in {where}; there was {_texts(page, where)}") from error
+
+
+def _texts(page: Any, where: str) -> str:
+    parts = (where, ".wb-status", ".wb-progress", ".wb-folder")
+    return repr({part: page.locator(f"{part} >> *").all_inner_texts()[:3] for part in parts})
 
 
 def choose(page: Any, probe: str) -> None:
@@ -144,6 +153,7 @@ def test_a_second_tab_has_a_session_of_its_own(page: Any, served: Served) -> Non
     other = page.context.new_page()
     other.goto(served.url)
     said(other, ".wb-code-box", "runs/seed0")
+    page.bring_to_front()  # a tab behind another may be put to sleep by the browser
     said(page, ".wb-code-box", "runs/seed1")
     other.close()
 

@@ -9,6 +9,7 @@ import pytest
 from ui.test_session import until
 from ui.toys import Path, Still
 
+from workbench.board import JobState
 from workbench.ui.app import Page, runs_in
 from workbench.ui.session import Session
 
@@ -78,3 +79,20 @@ def test_an_exception_in_a_callback_is_shown() -> None:
 def test_a_folder_without_runs_says_what_to_do(tmp_path: File) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no recorded runs; record one with wb\.Recorder"):
         runs_in(tmp_path)
+
+
+def test_what_the_page_shows_itself_is_not_undone_by_what_was_still_on_its_way() -> None:
+    page, later = opened(still=Still()), list[Any]()
+    finish(page)
+
+    class Document:
+        session_context = True
+        add_next_tick_callback = staticmethod(later.append)
+
+    page._document = Document()
+    page._told(JobState("running", 0.01, remaining=483.0))
+    page._guarded(lambda: page._told(JobState("cancelled", 0.01, message="cancelled")))()
+    for work in later:
+        work()
+    assert "cancelled" in page.progress.object
+    assert page.cancel.disabled

@@ -357,6 +357,8 @@ class Page:
         """Do this in the page's thread; what still waits of the same kind is out of date and dropped."""
         document = self._document
         if document is None or not document.session_context or getattr(self._inside, "page", False):
+            with self._lock:
+                self._waiting.pop(kind, None)  # else it would come after this one, and undo it
             work()
             return
         with self._lock:
