@@ -24,7 +24,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from workbench.data import Examples, freeze, leaves, plain, rows, split
+from workbench.data import Examples, freeze
+from workbench.trees import leaves, plain, rows, split
 
 N = 23
 X = torch.arange(2.0 * N, dtype=torch.float64).reshape(N, 2)

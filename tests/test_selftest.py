@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from architectures import SMALL, small
 from torch import Tensor, nn
 
-from workbench.operators import Curvature, GaussNewton, Hessian
+from workbench.operators.curvature import Curvature
+from workbench.operators.gauss_newton import GaussNewton
+from workbench.operators.hessian import Hessian
 from workbench.probes.spectrum import HessianSpectrum
 from workbench.selftest import NotAHessian, SelfTest, self_test
 from workbench.subject import Subject

@@ -668,3 +668,23 @@ def test_bad_input_is_refused_with_what_to_do(name: str) -> None:
     make, error, words = REFUSED[name]
     with pytest.raises(error, match=words):
         make()
+
+
+def test_selected_examples_and_restricted_parameters_are_parts_of_the_same_function() -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(3, 2).double(), torch.randn(11, 3, dtype=torch.float64), torch.arange(11) % 2
+    subject = Subject(net, (x, y))
+    part = subject.selected([7, 2, 5])
+    assert part.examples == 3
+    assert part.available == 11
+    assert part.loss() == pytest.approx(float(nn.functional.cross_entropy(net(x[[2, 5, 7]]), y[[2, 5, 7]])))
+    assert part.fingerprint() != subject.fingerprint() != subject.selected(range(10)).fingerprint()
+    bias = subject.restricted("bias")
+    assert list(bias.params) == ["bias"]
+    assert bias.size == 2
+    assert torch.equal(bias.gradient()["bias"], subject.gradient()["bias"])
+    assert bias.fingerprint() != subject.fingerprint()
+    with pytest.raises(ValueError, match="from 0 to 10"):
+        subject.selected([11])
+    with pytest.raises(ValueError, match="names none of the subject's parameters"):
+        bias.restricted("weight")

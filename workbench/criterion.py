@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from workbench.data import Batch, rows, take
+from workbench.data import Batch
 from workbench.feed import describe
 from workbench.losses import Loss, Reduction
 from workbench.reductions import by_doubling, by_shape, make, repeat
 from workbench.shell import Shell
+from workbench.trees import rows, take
 
 Params = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Any], Tensor]

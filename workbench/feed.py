@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.data import Batch, Examples, leaves, rows, split, tree_map
+from workbench.data import Batch, Examples
+from workbench.trees import leaves, rows, split, tree_map
 
 CHUNK = 512
 """Examples evaluated at once unless batch_size says otherwise or memory is short."""

@@ -127,6 +127,15 @@ def choose(module: nn.Module, choice: Choice) -> tuple[tuple[str, ...], tuple[st
     return tuple(kept), _words(named, kept, choice)
 
 
+def narrowed(module: nn.Module, names: tuple[str, ...], choice: Choice) -> tuple[str, ...]:
+    """Those of ``names`` that ``choice`` takes; ValueError where it takes none of them."""
+    wanted = choose(module, choice)[0]
+    inside = tuple(name for name in names if name in wanted)
+    if not inside:
+        raise ValueError(f"{choice!r} names none of the subject's parameters: {', '.join(names[:8])}.")
+    return inside
+
+
 def _by_names(module: nn.Module, named: Mapping[str, Tensor], patterns: tuple[str, ...]) -> list[str]:
     names = {id(p): n for n, p in named.items()}
     every = {n: names[id(p)] for n, p in module.named_parameters(remove_duplicate=False) if id(p) in names}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.numerics.basis import dot, norm
 from workbench.numerics.sampling import Draw
-from workbench.operators import Curvature
+from workbench.operators.curvature import Curvature
 from workbench.plan import Plan
 from workbench.subject import Subject
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workbench import parameters as theta
 from workbench.criterion import Params, of_loss, of_objective
-from workbench.data import Batch, Examples, freeze, leaves
+from workbench.data import Batch, Examples, freeze
 from workbench.evaluation import Sums, check_finite, saved_bytes
 from workbench.feed import CHUNK, Feed, accepted_names, compares_next_token
 from workbench.fingerprint import TensorDigests, digest
@@ -21,6 +21,7 @@ from workbench.losses import Reduction
 from workbench.parameters import Choice
 from workbench.plan import Plan, available_memory, fitting
 from workbench.shell import Norm, Shell, precise
+from workbench.trees import leaves
 from workbench.twin import twin, unwrap
 
 TRIED = 32
@@ -98,9 +99,8 @@ class Subject:
         self._title, self._plan, self._digests = type(inner).__name__, Plan(), TensorDigests()
         self._given: tuple[Any, Reduction | None, bool] = (objective or loss, reduction, objective is None)
         self._adopt(freeze(data, max_examples, seed))
-        self.held_out: Subject | None = None
-        if held_out is not None:
-            self.held_out = self._with(freeze(held_out, max_examples, seed))
+        held = None if held_out is None else self._with(freeze(held_out, max_examples, seed), held_out=None)
+        self.held_out: Subject | None = held
 
     @torch.no_grad()
     def _adopt(self, data: Examples) -> None:
@@ -202,6 +202,14 @@ class Subject:
         shell = Shell(self._shell.module, self.norm, dtype, self.device, self.seed)
         data = self._feed.data.some(examples)
         return self._with(data, dtype=dtype, _shell=shell, _plan=Plan(), held_out=None)
+
+    def selected(self, chosen: Sequence[int]) -> Subject:
+        """The same function of the examples at these places only (0 to ``examples`` - 1): L of a subset."""
+        return self._with(self._feed.data.picked(chosen), held_out=None)
+
+    def restricted(self, parameters: Choice) -> Subject:
+        """The same loss as a function of some of its parameters, the others held fixed; ``parameters`` as above."""
+        return self._with(_names=theta.narrowed(self._shell.module, self._names, parameters))
 
     def version(self) -> tuple[Any, ...]:
         """Changes when any weight or buffer is written; see :meth:`Shell.version` for what is noticed, and its cost."""

@@ -16,7 +16,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from workbench.figure import Points, Stems
-from workbench.operators import GaussNewton
+from workbench.operators.gauss_newton import GaussNewton
 from workbench.probe import ModelChanged, Reading, drive
 from workbench.probes.spectrum import HessianSpectrum
 from workbench.subject import Subject

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from workbench import record
-from workbench.data import freeze, leaves
+from workbench.data import freeze
 from workbench.fingerprint import digest
+from workbench.trees import leaves
 
 SMALL = 64 * 2**20
 """Bytes up to which examples are stored in the record."""

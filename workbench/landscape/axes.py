@@ -15,7 +15,7 @@ from workbench.landscape.directions import Direction, Normalization, cosine, ran
 from workbench.numerics.geometry import coordinates, principal_path
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.sampling import Draw
-from workbench.operators import Hessian
+from workbench.operators.hessian import Hessian
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]

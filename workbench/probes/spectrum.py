@@ -19,7 +19,8 @@ from workbench.numerics.factorisation import Precision
 from workbench.numerics.krylov import Krylov, lanczos
 from workbench.numerics.sampling import Draw
 from workbench.numerics.trace import Deflation, TraceEstimate
-from workbench.operators import OPERATORS, Curvature
+from workbench.operators.curvature import Curvature
+from workbench.operators.table import OPERATORS
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.selftest import check_symmetry, self_test, test_bytes

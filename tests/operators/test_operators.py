@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from workbench.operators import Curvature, GaussNewton, Hessian
+from workbench.operators.curvature import Curvature
+from workbench.operators.gauss_newton import GaussNewton
+from workbench.operators.hessian import Hessian
 from workbench.plan import Plan
 from workbench.subject import Subject
 

@@ -1,0 +1,24 @@
+"""A subject's curvature as symmetric operators on its flat parameter vector, restricted and preconditioned at will."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Curvature": "curvature",
+    "GaussNewton": "gauss_newton",
+    "Hessian": "hessian",
+    "curvature": "table",
+}
+"""Where each public name is defined; imported on first use."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"workbench.operators has no {name!r}; it has {', '.join(sorted(_HOME))}.")
+    return getattr(importlib.import_module(f"workbench.operators.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)
