@@ -99,8 +99,8 @@ class Subject:
         self._title, self._plan, self._digests = type(inner).__name__, Plan(), TensorDigests()
         self._given: tuple[Any, Reduction | None, bool] = (objective or loss, reduction, objective is None)
         self._adopt(freeze(data, max_examples, seed))
-        held = None if held_out is None else self._with(freeze(held_out, max_examples, seed), held_out=None)
-        self.held_out: Subject | None = held
+        held = None if held_out is None else freeze(held_out, max_examples, seed)
+        self.held_out: Subject | None = held and self._with(held, held_out=None)
 
     @torch.no_grad()
     def _adopt(self, data: Examples) -> None:
@@ -272,8 +272,7 @@ class Subject:
         The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t_i - L w_i)²) / Σ w_i, with totals t
         and weights w.
         """
-        unknown = set(metrics) - {"loss", "error_rate"}
-        if unknown:
+        if unknown := set(metrics) - {"loss", "error_rate"}:
             raise ValueError(f"there is no metric {sorted(unknown)[0]!r}; there are 'loss' and 'error_rate'.")
         found = self._sums(params, "error_rate" in metrics).result()
         check_finite(found["loss"], params is None)
