@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from workbench.optimizers import Optimizer, state_of
 from workbench.shell import Norm
 
 Choice = str | Iterable[str] | Callable[[str, Tensor], bool] | None
@@ -180,7 +181,19 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor], dtype: torch.dtype) ->
     return {n: part.reshape(t.shape).to(dtype) for part, (n, t) in zip(parts, like.items(), strict=True)}
 
 
-def optimizer_settings(optimizer: torch.optim.Optimizer) -> tuple[str, list[dict[str, object]]]:
+def filter_axes(module: nn.Module) -> dict[str, int]:
+    """The axis that counts filters, for each weight where it is not the first: transposed convolutions count on axis 1.
+
+    Rows of Linear and Embedding and output channels of convolutions lie on axis 0. In a grouped transposed
+    convolution axis 1 counts the filters of one group, and all groups share a scale.
+    """
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return {
+        f"{name}.weight" if name else "weight": 1 for name, m in module.named_modules() if isinstance(m, transposed)
+    }
+
+
+def optimizer_settings(optimizer: Optimizer) -> tuple[str, list[dict[str, object]]]:
     """An optimizer's class and its groups' settings, without the parameters."""
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    return type(optimizer).__name__, groups
+    held = state_of(optimizer, {})
+    return held.kind, [dict(group) for group in held.param_groups]

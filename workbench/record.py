@@ -132,7 +132,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         # The format wants each tensor in memory of its own.
         apart[name] = host.clone() if place in seen or host.untyped_storage().nbytes() > host.nbytes else host
         seen.add(place)
-    _replace(path, lambda beside: save_file(apart, beside, metadata=dict(header)))
+    # safetensors 0.8 writes a file that it cannot read where there are neither tensors nor texts but an empty dict.
+    _replace(path, lambda beside: save_file(apart, beside, metadata=dict(header) or None))
 
 
 def write_text(path: Path, words: str) -> None:

@@ -18,6 +18,7 @@ from workbench.evaluation import Sums, check_finite, saved_bytes
 from workbench.feed import CHUNK, Feed, accepted_names, compares_next_token
 from workbench.fingerprint import TensorDigests, digest
 from workbench.losses import Reduction
+from workbench.optimizers import Optimizer, frozen
 from workbench.parameters import Choice
 from workbench.plan import Plan, available_memory, fitting
 from workbench.shell import Norm, Shell, precise
@@ -50,7 +51,7 @@ class Subject:
             unmasked tokens, or elements, where PyTorch's own mean is).
         held_out: a second data set, available as :attr:`held_out`.
         parameters: names, module names, globs or a predicate (name, tensor) -> bool; None: all that require gradients.
-        optimizer: the optimizer in use, for probes that precondition.
+        optimizer: the optimizer in use (or its state, as a trajectory's steps have it), for probes that precondition.
         norm: "eval" (running statistics, the default), "batch" (statistics of each micro-batch of ``batch_size``) or
             "recompute" (running statistics estimated anew, by cumulative averages over the examples, at each point).
         device: "auto" for the model's own.
@@ -77,7 +78,7 @@ class Subject:
         reduction: Reduction | None = None,
         held_out: Any = None,
         parameters: Choice = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizer | None = None,
         norm: Norm | None = None,
         device: str | torch.device = "auto",
         dtype: torch.dtype | None = None,
@@ -192,16 +193,15 @@ class Subject:
 
     def snapshot(self) -> Subject:
         """The subject at the weights of now, on copies that nobody else can change."""
-        shell = self._shell.snapshot()
+        shell, optimizer = self._shell.snapshot(), frozen(self.optimizer, self._shell.parameters)
         held_out = self.held_out and self.held_out._with(_shell=shell)
-        return self._with(_shell=shell, held_out=held_out)
+        return self._with(_shell=shell, held_out=held_out, optimizer=optimizer)
 
     def excerpt(self, examples: int, dtype: torch.dtype | None = None) -> Subject:
         """The same function of the first ``examples`` only, in a precision of its own: for checks at little cost."""
         dtype = dtype or self.dtype
         shell = Shell(self._shell.module, self.norm, dtype, self.device, self.seed)
-        data = self._feed.data.some(examples)
-        return self._with(data, dtype=dtype, _shell=shell, _plan=Plan(), held_out=None)
+        return self._with(self._feed.data.some(examples), dtype=dtype, _shell=shell, _plan=Plan(), held_out=None)
 
     def selected(self, chosen: Sequence[int]) -> Subject:
         """The same function of the examples at these places only (0 to ``examples`` - 1): L of a subset."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from workbench import adopted, record
 from workbench.fingerprint import digest
+from workbench.optimizers import OptimizerState
 from workbench.plan import available_memory
 from workbench.rebuild import call, load_into, look_up
 from workbench.sources import Adopted, Recorded, Source
@@ -120,17 +121,22 @@ class Trajectory:
 
         With ``keep_optimizer=True`` its ``state`` is there too, as ``{parameter index: {name: tensor or number}}``.
         """
-        self._known(step)
-        if not isinstance(self.source, Recorded) or "optimizer" not in (header := self.source.header(step)):
+        held, path = self._optimizer(self._known(step))
+        if held is None:
             return None
-        held = cast("dict[str, Any]", json.loads(header["optimizer"]))
-        path = record.optimizer_path(self.source.folder, step)
-        entries = cast("dict[str, Any]", held["state"]) | (record.load_tensors(path) if path.exists() else {})
+        entries = cast("dict[str, Any]", held["state"]) | (record.load_tensors(path) if path else {})
         held["state"] = dict[int, dict[str, Any]]()
         for key, value in entries.items():
             index, _, name = key.partition("/")
             held["state"].setdefault(int(index), {})[name] = value
         return held
+
+    def _optimizer(self, step: int) -> tuple[dict[str, Any] | None, Path | None]:
+        """What a step's header says of the optimizer, and the file with its state; None for what was not kept."""
+        if not isinstance(self.source, Recorded) or "optimizer" not in (header := self.source.header(step)):
+            return None, None
+        path = record.optimizer_path(self.source.folder, step)
+        return json.loads(header["optimizer"]), path if path.exists() else None
 
     def _known(self, step: int) -> int:
         if step in self.steps:
@@ -192,6 +198,8 @@ class Trajectory:
     ) -> Subject:
         """The model at one step, as a Subject. Arguments stand for what the record lacks, or instead of what it has.
 
+        Its ``optimizer`` is the recorded state, with tensors where the record was made with ``keep_optimizer=True``.
+
         Raises:
             ValueError: no checkpoint at ``step``; its shapes do not fit the model; model, data or loss are missing.
             Untrusted: the record names code from outside Workbench, and it was opened without ``trust=True``.
@@ -204,10 +212,12 @@ class Trajectory:
 
     def _open(self, step: int) -> Subject:
         chosen, made = self.opening, self._model(self._known(step))
+        held, path = self._optimizer(step)
+        recorded = None if held is None else OptimizerState.recorded(held, path)
         subject = Subject(
             made, self._examples(), self._loss(), held_out=chosen.held_out, parameters=chosen.parameters,
-            optimizer=chosen.optimizer, norm=self._norm(), device=chosen.device or "auto", dtype=chosen.dtype,
-            batch_size=chosen.batch_size, max_examples=chosen.max_examples, seed=chosen.seed,
+            optimizer=chosen.optimizer or recorded, norm=self._norm(), device=chosen.device or "auto",
+            dtype=chosen.dtype, batch_size=chosen.batch_size, max_examples=chosen.max_examples, seed=chosen.seed,
         )  # fmt: skip
         subject.path = self
         return subject if self.plan is None else subject.with_plan(self.plan)
