@@ -55,12 +55,14 @@ class Examples:
     """Frozen examples: one stacked batch where shapes agree, else the batches as they came.
 
     ``size`` examples are held out of ``available`` (None when a stream did not say); ``batch_size`` is the loader's.
+    ``places`` (size,) says where each stood in the data: a dataset's index, else how many examples came before it.
     """
 
     parts: tuple[Any, ...]
     size: int
     available: int | None
     batch_size: int | None = None
+    places: Sequence[int] = ()
 
     @property
     def ragged(self) -> bool:
@@ -89,7 +91,7 @@ class Examples:
         """The first examples, at most ``count`` of them, frozen by themselves."""
         found = self.first(count)
         part = take(found, slice(0, count), rows(found))
-        return Examples((part,), rows(part), self.available, self.batch_size)
+        return Examples((part,), rows(part), self.available, self.batch_size, self.places[: rows(part)])
 
     def picked(self, chosen: Sequence[int]) -> Examples:
         """The examples at these places (0 to ``size`` - 1), in their own order, each at most once."""
@@ -99,7 +101,7 @@ class Examples:
                 f"pick some of the {self.size} examples by places from 0 to {self.size - 1}; got {chosen!r:.80}."
             )
         parts = _pick(list(self.parts), [rows(p) for p in self.parts], wanted)
-        return Examples(tuple(parts), len(wanted), self.size, self.batch_size)
+        return Examples(tuple(parts), len(wanted), self.size, self.batch_size, [self.places[i] for i in wanted])
 
 
 def freeze(data: Any, max_examples: int | None = 2048, seed: int = 0) -> Examples:
@@ -189,7 +191,7 @@ def _from_items(
     groups = [chosen[at : at + step] for at in range(0, len(chosen), step)]
     batches = [collate(several(g) if several else [data[i] for i in g]) for g in groups]
     made = _from_batches(batches, None, seed, size)
-    return Examples(made.parts, made.size, len(indices), size)
+    return Examples(made.parts, made.size, len(indices), size, chosen)
 
 
 def _grouped(data: Iterable[Any], size: int, collate: Callable[[Any], Any]) -> Iterator[Any]:
@@ -211,7 +213,7 @@ def _from_stream(stream: Iterable[Any], limit: int | None, seed: int, size: int 
         last = rows(batches[-1])
         batches[-1] = take(batches[-1], slice(0, last - (count - limit)), last)
     made = _from_batches(batches, None, seed, size)
-    return Examples(made.parts, made.size, made.size if ended else None, size)
+    return Examples(made.parts, made.size, made.size if ended else None, size, made.places)
 
 
 def _from_batches(batches: list[Any], limit: int | None, seed: int, size: int | None) -> Examples:
@@ -227,7 +229,7 @@ def _from_batches(batches: list[Any], limit: int | None, seed: int, size: int | 
     chosen = choose(total, limit, seed)
     if len(chosen) < total:
         batches = _pick(batches, counts, chosen)
-    return Examples(_joined(batches), sum(map(rows, batches)), total, size)
+    return Examples(_joined(batches), len(chosen), total, size, chosen)
 
 
 def _pick(batches: list[Any], counts: list[int], chosen: Sequence[int]) -> list[Any]:

@@ -36,10 +36,9 @@ SHARE = 0.25
 class Subject:
     """A model, data and a loss as one function of the parameters: L(θ) = Σ ℓ / Σ weights, the model untouched.
 
-    The examples are read once and frozen. The model is evaluated through a shell of its own (see
-    :class:`Shell`): in eval mode, without dropout, without the user's hooks, with explicit attention, at
-    tensors that are given. ``params`` share storage with the model where no other precision or device is asked
-    for, so the subject follows training as it goes on; :meth:`snapshot` gives one that does not.
+    The examples are read once and frozen. The model is evaluated through a :class:`Shell` of its own: in eval mode,
+    without dropout, without the user's hooks, with explicit attention, at tensors that are given. ``params`` share
+    storage with the model where no other precision or device is asked for; :meth:`snapshot` gives one that does not.
 
     Args:
         model: any ``torch.nn.Module``; compiled, DataParallel and DDP wrappers are looked through.
@@ -152,6 +151,11 @@ class Subject:
         return self._feed.data.available
 
     @property
+    def places(self) -> tuple[int, ...]:
+        """Where each example stands in the data that were given: a dataset's index, or how many came before it."""
+        return tuple(self._feed.data.places)
+
+    @property
     def classes(self) -> int | None:
         """The number of classes, for losses of class targets."""
         loss = self._criterion.loss
@@ -251,11 +255,7 @@ class Subject:
     # --- its numbers ------------------------------------------------------------------------------------------------
 
     def loss(self, params: Params | None = None) -> float:
-        """L at ``params`` (None: the model's own point). One forward pass.
-
-        Raises:
-            ValueError: not a finite number at the model's own point.
-        """
+        """L at ``params`` (None: the model's own point, where it must be finite: else ValueError). One forward pass."""
         return self.evaluate(params, ("loss",))["loss"]
 
     def losses(self, params: Params | None = None) -> Tensor | None:
@@ -269,8 +269,7 @@ class Subject:
     ) -> dict[str, float]:
         """Loss, its standard error over examples (nan where unknown) and the share of wrong decisions, from one pass.
 
-        The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t_i - L w_i)²) / Σ w_i, with totals t
-        and weights w.
+        The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t - L w)²) / Σ w with totals t, weights w.
         """
         if unknown := set(metrics) - {"loss", "error_rate"}:
             raise ValueError(f"there is no metric {sorted(unknown)[0]!r}; there are 'loss' and 'error_rate'.")
@@ -315,8 +314,7 @@ class Subject:
     def batches(self, chunk: int | None = None) -> Iterator[Batch]:
         """The examples in order, ``chunk`` at a time (None: the plan's), on the device and in the subject's precision.
 
-        Data of unequal shapes keep their own batches. With ``norm="batch"`` the micro-batch is part of what L
-        is, so ``chunk`` is ignored.
+        Data of unequal shapes keep their own batches; so do micro-batches that are part of what L is (BatchNorm).
         """
         if self.norm == "batch" or self._criterion.coupled:
             return self._feed.batches(self._micro, join=True)
@@ -327,9 +325,7 @@ class Subject:
 
         ``buffers`` replaces named buffers; None: as the policy has them at the subject's own point.
         """
-        return self._criterion.outputs(
-            self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers
-        )
+        return self._criterion.outputs(self._shell, params, batch, self._fixed(buffers))
 
     def output_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """A batch's contribution to the loss, Σ ℓ, as a function of its outputs."""
@@ -337,15 +333,18 @@ class Subject:
 
     def batch_loss(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
         """A batch's scalar contribution: L = Σ_batches batch_loss / total_weight; differentiable at any order."""
-        return self._criterion.total(
-            self._shell, params, batch, self._statistics_at(None) if buffers is None else buffers
-        )
+        return self._criterion.total(self._shell, params, batch, self._fixed(buffers))
+
+    def batch_losses(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor | None:
+        """What each example of a batch adds to its :meth:`batch_loss`, (n,), differentiable; None where not known."""
+        found = self._criterion.score(self._shell, params, batch, self._fixed(buffers))[0]
+        return found if found.ndim else None
+
+    def _fixed(self, buffers: Params | None) -> Params:
+        return self._statistics_at(None) if buffers is None else buffers
 
     def recomputed(self, params: Params | None = None) -> dict[str, Tensor]:
-        """Running statistics of every normalisation layer, estimated anew at ``params``: one pass, cumulative averages.
-
-        Empty for models without such layers. The micro-batches are those of ``norm="batch"``.
-        """
+        """Running statistics of every normalisation layer, estimated anew at ``params``, in one pass."""
         statistics = self._shell.running_statistics()
         with torch.no_grad():
             for batch in self._feed.batches(self._micro, join=True) if statistics else ():
@@ -380,8 +379,7 @@ class Subject:
 
     @functools.cached_property
     def _default_chunk(self) -> int:
-        chunk = self.batch_size or min(self.examples, CHUNK)
-        return fitting(chunk, self._bytes_each, SHARE * self.available_memory())
+        return fitting(self.batch_size or min(self.examples, CHUNK), self._bytes_each, SHARE * self.available_memory())
 
     @functools.cached_property
     def _bytes_each(self) -> float:
