@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.numerics.sampling import Draw
+from workbench.parameters import filter_axes
 from workbench.subject import Subject
 
 Normalization = Literal["filter", "layer", "none"]
@@ -39,18 +40,6 @@ def _scaled(direction: Tensor, weight: Tensor, axis: int, normalization: Normali
     lengths = torch.linalg.vector_norm(direction, dim=over, keepdim=True)
     wanted = torch.linalg.vector_norm(weight, dim=over, keepdim=True)
     return torch.where(lengths > 0, direction * (wanted / lengths.clamp_min(torch.finfo(weight.dtype).tiny)), 0.0)
-
-
-def filter_axes(module: nn.Module) -> dict[str, int]:
-    """The axis that counts filters, for each weight where it is not the first: transposed convolutions count on axis 1.
-
-    Rows of Linear and Embedding and output channels of convolutions lie on axis 0. In a grouped transposed
-    convolution axis 1 counts the filters of one group, and all groups share a scale.
-    """
-    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    return {
-        f"{name}.weight" if name else "weight": 1 for name, m in module.named_modules() if isinstance(m, transposed)
-    }
 
 
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
