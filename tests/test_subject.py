@@ -688,3 +688,29 @@ def test_selected_examples_and_restricted_parameters_are_parts_of_the_same_funct
         subject.selected([11])
     with pytest.raises(ValueError, match="names none of the subject's parameters"):
         bias.restricted("weight")
+
+
+def test_at_other_weights_and_under_another_policy_it_is_the_same_function() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    x, y = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 2
+    subject, step = Subject(net, (x, y)), torch.randn(4, 3, dtype=torch.float64)
+    there = {"0.weight": net[0].weight.detach() + step}
+    moved = subject.at(there)
+    assert moved.loss() == subject.loss(there) != subject.loss()
+    assert torch.equal(moved.gradient()["2.bias"], subject.gradient({**subject.params, **there})["2.bias"])
+    before = moved.fingerprint()
+    there["0.weight"].zero_()
+    net[2].bias.data.add_(1)
+    assert moved.fingerprint() == before, "it stands on copies"
+    with pytest.raises(KeyError, match="no parameter or buffer called 'nope'"):
+        subject.at({"nope": step})
+    anew = subject.under("recompute")
+    assert (subject.norm, anew.norm) == ("eval", "recompute")
+    assert anew.fingerprint() != subject.fingerprint()
+    batch = copy.deepcopy(net).train()
+    hidden = batch[0](x)
+    mean, variance = hidden.mean(0), hidden.var(0)
+    z = (hidden - mean) / (variance + batch[1].eps).sqrt() * batch[1].weight + batch[1].bias
+    assert anew.loss() == pytest.approx(float(nn.functional.cross_entropy(batch[2](z), y)))
+    assert any("estimated anew" in note for note in anew.notes)

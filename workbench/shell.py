@@ -66,12 +66,13 @@ class Shell:
         self._state = [(m.__dict__, dict(m.__dict__)) for m in self.module.modules()]
         self._copies: tuple[Any, dict[str, Tensor]] = (None, {})
 
-    def snapshot(self) -> Shell:
-        """A shell over clones of the tensors as they are now, which nobody else can change."""
+    def snapshot(self, tensors: Tensors | None = None) -> Shell:
+        """A shell over clones of the tensors as they are now (or as given), which nobody else can change."""
+        self._check_names(tensors or {})
         made = Shell.__new__(Shell)
         made.norm, made.seed, made.dtype, made.device = self.norm, self.seed, None, None
         made.lock, made.seen, made.hooked = threading.RLock(), set(self.seen), self.hooked
-        now = {name: tensor.clone() for name, tensor in self.tensors(deep=True).items()}
+        now = {name: tensor.detach().clone() for name, tensor in {**self.tensors(deep=True), **(tensors or {})}.items()}
         with self.lock, torch.no_grad(), torch.inference_mode(False):
             own = {id(t): now[name] for name, t in (*self.parameters.items(), *self.buffers.items())}
             made._adopt(twin(self.module, lambda t: own[id(t)] if id(t) in own else t.detach().clone()))
@@ -140,8 +141,7 @@ class Shell:
         known = len(given)
         given |= {**(buffers or {}), **(tensors or {}), **(recompute or {})}
         if len(given) != known:
-            strange = next(n for n in given if n not in self.parameters and n not in self.buffers)
-            raise KeyError(f"the model has no parameter or buffer called {strange!r}.")
+            self._check_names(given)
         rules = Rules(self.seed)
         # an objective may differentiate inside, which a caller's no_grad would forbid; without leaves it costs nothing
         grad = torch.is_grad_enabled() or not any(t.requires_grad for t in given.values())
@@ -155,6 +155,11 @@ class Shell:
             finally:
                 self.seen |= rules.seen
                 self._restore()
+
+    def _check_names(self, tensors: Tensors) -> None:
+        strange = next((n for n in tensors if n not in self.parameters and n not in self.buffers), None)
+        if strange is not None:
+            raise KeyError(f"the model has no parameter or buffer called {strange!r}.")
 
     def _restore(self) -> None:
         """Put attributes, flags and tensors back: nothing is remembered, so the next call is the same function."""

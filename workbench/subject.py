@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from workbench import parameters as theta
 from workbench.criterion import Params, of_loss, of_objective
-from workbench.data import Batch, Examples, freeze
-from workbench.evaluation import Sums, check_finite, saved_bytes
+from workbench.data import Examples, freeze
+from workbench.evaluation import check_finite, saved_bytes
 from workbench.feed import CHUNK, Feed, accepted_names, compares_next_token
 from workbench.fingerprint import TensorDigests, digest
+from workbench.function import LossFunction
 from workbench.losses import Reduction
 from workbench.optimizers import Optimizer, frozen
 from workbench.parameters import Choice
 from workbench.plan import Plan, available_memory, fitting
-from workbench.shell import Norm, Shell, precise
+from workbench.shell import Norm, Shell
 from workbench.trees import leaves
 from workbench.twin import twin, unwrap
 
@@ -33,7 +34,7 @@ SHARE = 0.25
 """The share of free memory that one chunk's graph may take by default."""
 
 
-class Subject:
+class Subject(LossFunction):
     """A model, data and a loss as one function of the parameters: L(θ) = Σ ℓ / Σ weights, the model untouched.
 
     The examples are read once and frozen. The model is evaluated through a :class:`Shell` of its own: in eval mode,
@@ -121,8 +122,9 @@ class Subject:
     def _with(self, data: Examples | None = None, **changes: Any) -> Subject:
         """This subject with some attributes exchanged, and what was measured and remembered forgotten."""
         other = copy.copy(self)
-        kept = {k: v for k, v in self.__dict__.items() if k not in _MEASURED}
-        other.__dict__ = {**kept, "_digests": TensorDigests(), "_statistics": (None, {}), **changes}
+        for name in _MEASURED:
+            vars(other).pop(name, None)
+        vars(other).update({"_digests": TensorDigests(), "_statistics": (None, {}), **changes})
         if data is not None:
             other._adopt(data)
         return other
@@ -201,6 +203,21 @@ class Subject:
         held_out = self.held_out and self.held_out._with(_shell=shell)
         return self._with(_shell=shell, held_out=held_out, optimizer=optimizer)
 
+    def at(self, params: Params) -> Subject:
+        """The same function standing at other weights (those not named: as they are now), on copies of its own.
+
+        Raises:
+            KeyError: a name that is neither a parameter nor a buffer.
+        """
+        return self._with(_shell=self._shell.snapshot(params), held_out=None, optimizer=None)
+
+    def under(self, norm: Norm) -> Subject:
+        """The same model under another policy for BatchNorm's statistics: "eval", "batch" or "recompute"."""
+        policy = theta.settle_norm(self._shell.module, norm, self.batch_size)
+        shell = Shell(self._shell.module, policy, self._shell.dtype, self._shell.device, self.seed)
+        held = self.held_out and self.held_out._with(norm=policy, _shell=shell)
+        return self._with(norm=policy, _shell=shell, held_out=held)
+
     def excerpt(self, examples: int, dtype: torch.dtype | None = None) -> Subject:
         """The same function of the first ``examples`` only, in a precision of its own: for checks at little cost."""
         dtype = dtype or self.dtype
@@ -252,130 +269,7 @@ class Subject:
     def __repr__(self) -> str:
         return "<Subject {model}: {size} parameters, {loss} {on}>".format(**self.describe())
 
-    # --- its numbers ------------------------------------------------------------------------------------------------
-
-    def loss(self, params: Params | None = None) -> float:
-        """L at ``params`` (None: the model's own point, where it must be finite: else ValueError). One forward pass."""
-        return self.evaluate(params, ("loss",))["loss"]
-
-    def losses(self, params: Params | None = None) -> Tensor | None:
-        """Per-example losses (n,) in float64, scaled so that their mean is L; None where L does not come apart."""
-        sums = self._sums(params, decide=False)
-        t, w = torch.cat(sums.totals), torch.cat(sums.weights)
-        return t * (len(t) / w.sum()) if sums.apart else None
-
-    def evaluate(
-        self, params: Params | None = None, metrics: Sequence[str] = ("loss", "error_rate")
-    ) -> dict[str, float]:
-        """Loss, its standard error over examples (nan where unknown) and the share of wrong decisions, from one pass.
-
-        The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t - L w)²) / Σ w with totals t, weights w.
-        """
-        if unknown := set(metrics) - {"loss", "error_rate"}:
-            raise ValueError(f"there is no metric {sorted(unknown)[0]!r}; there are 'loss' and 'error_rate'.")
-        found = self._sums(params, "error_rate" in metrics).result()
-        check_finite(found["loss"], params is None)
-        return {name: value for name, value in found.items() if name.startswith(tuple(metrics))}
-
-    def _sums(self, params: Params | None, decide: bool) -> Sums:
-        sums, buffers, loss = Sums(), self._statistics_at(params), self._criterion.loss
-        with torch.no_grad(), precise(self.device):
-            for batch in self.batches():
-                totals, weights, outputs = self._criterion.score(self._shell, params or {}, batch, buffers)
-                sums.add(totals, weights)
-                if decide and loss is not None and outputs is not None:
-                    sums.decide(loss, outputs, batch.targets)
-        return sums
-
-    def gradient(self, params: Params | None = None) -> dict[str, Tensor]:
-        """∇L by name, in the parameters' precision, summed in float64; zero for parameters that L does not use."""
-        point = {name: p.detach().requires_grad_() for name, p in (params or self.params).items()}
-        sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in point.items()}
-        buffers, value = self._statistics_at(params), 0.0
-        with precise(self.device), torch.enable_grad():
-            for batch in self.batches():
-                total = self.batch_loss(point, batch, buffers)
-                value += float(total.detach())
-                if total.requires_grad:
-                    found = torch.autograd.grad(total, list(point.values()), allow_unused=True, materialize_grads=True)
-                    for name, g in zip(point, found, strict=True):
-                        sums[name] += g
-        check_finite(value, params is None)
-        return {name: (g / self.total_weight).to(point[name].dtype) for name, g in sums.items()}
-
-    def outputs(self, params: Params | None = None) -> Tensor:
-        """The model's outputs for every example (n, ...), in the order of the frozen examples."""
-        buffers = self._statistics_at(params)
-        with torch.no_grad(), precise(self.device):
-            return torch.cat([self.batch_outputs(params or {}, batch, buffers) for batch in self.batches()])
-
-    # --- its parts, for operators and probes ------------------------------------------------------------------------
-
-    def batches(self, chunk: int | None = None) -> Iterator[Batch]:
-        """The examples in order, ``chunk`` at a time (None: the plan's), on the device and in the subject's precision.
-
-        Data of unequal shapes keep their own batches; so do micro-batches that are part of what L is (BatchNorm).
-        """
-        if self.norm == "batch" or self._criterion.coupled:
-            return self._feed.batches(self._micro, join=True)
-        return self._feed.batches(chunk or self.plan.chunk)
-
-    def batch_outputs(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
-        """The model's outputs for a batch at ``params`` (others: the model's own); differentiable at any order.
-
-        ``buffers`` replaces named buffers; None: as the policy has them at the subject's own point.
-        """
-        return self._criterion.outputs(self._shell, params, batch, self._fixed(buffers))
-
-    def output_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """A batch's contribution to the loss, Σ ℓ, as a function of its outputs."""
-        return self._criterion.output_loss(self._shell, outputs, batch)
-
-    def batch_loss(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor:
-        """A batch's scalar contribution: L = Σ_batches batch_loss / total_weight; differentiable at any order."""
-        return self._criterion.total(self._shell, params, batch, self._fixed(buffers))
-
-    def batch_losses(self, params: Params, batch: Batch, buffers: Params | None = None) -> Tensor | None:
-        """What each example of a batch adds to its :meth:`batch_loss`, (n,), differentiable; None where not known."""
-        found = self._criterion.score(self._shell, params, batch, self._fixed(buffers))[0]
-        return found if found.ndim else None
-
-    def _fixed(self, buffers: Params | None) -> Params:
-        return self._statistics_at(None) if buffers is None else buffers
-
-    def recomputed(self, params: Params | None = None) -> dict[str, Tensor]:
-        """Running statistics of every normalisation layer, estimated anew at ``params``, in one pass."""
-        statistics = self._shell.running_statistics()
-        with torch.no_grad():
-            for batch in self._feed.batches(self._micro, join=True) if statistics else ():
-                self._criterion.forward(self._shell, params or {}, batch, statistics)
-        return statistics
-
-    def _statistics_at(self, params: Params | None) -> dict[str, Tensor]:
-        """Running statistics that the policy puts in place of the model's own; kept for the subject's own point."""
-        if self.norm != "recompute" or not self._shell.norms:
-            return {}
-        if params is not None:
-            return self.recomputed({name: p.detach() for name, p in params.items()})
-        version = self.version()
-        if self._statistics[0] != version:
-            self._statistics = version, self.recomputed()
-        return self._statistics[1]
-
-    def flatten(self, tensors: Params) -> Tensor:
-        """Named tensors as one vector of ``size`` entries, in the order of ``params``."""
-        return theta.flatten(tensors, self._names)
-
-    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector of ``size`` entries as named tensors, views of it where the precision agrees."""
-        return theta.unflatten(vector, {name: self._shell.parameters[name] for name in self._names}, self.dtype)
-
     # --- what it costs ----------------------------------------------------------------------------------------------
-
-    @property
-    def _micro(self) -> int:
-        """Examples in a batch whose statistics are taken together."""
-        return self._feed.micro(self.batch_size)
 
     @functools.cached_property
     def _default_chunk(self) -> int:
