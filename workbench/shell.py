@@ -73,6 +73,8 @@ class Shell:
         made.norm, made.seed, made.dtype, made.device = self.norm, self.seed, None, None
         made.lock, made.seen, made.hooked = threading.RLock(), set(self.seen), self.hooked
         now = {name: tensor.detach().clone() for name, tensor in {**self.tensors(deep=True), **(tensors or {})}.items()}
+        for name, p in self.parameters.items():  # which weights are frozen remains known
+            now[name].requires_grad_(p.requires_grad)
         with self.lock, torch.no_grad(), torch.inference_mode(False):
             own = {id(t): now[name] for name, t in (*self.parameters.items(), *self.buffers.items())}
             made._adopt(twin(self.module, lambda t: own[id(t)] if id(t) in own else t.detach().clone()))

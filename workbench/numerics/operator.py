@@ -199,6 +199,37 @@ class Projected(_Wrapper):
         return self.complement(self.operator.matmat(self.complement(block)))
 
 
+class Restricted(_Wrapper):
+    """The diagonal block of an operator at some coordinates: rows and columns ``index`` (k,), of ``k`` entries.
+
+    A product costs one of the whole operator, on a vector that is zero elsewhere. Its eigenvalues interlace those of
+    the whole: the largest is never above, the smallest never below the whole's.
+
+    Raises:
+        ValueError: places that are not distinct integers within the operator.
+    """
+
+    def __init__(self, operator: Operator, index: Tensor) -> None:
+        super().__init__(operator)
+        places = index.to(operator.device)
+        outside = places.is_floating_point() or places.ndim != 1 or not places.numel()
+        if outside or int(places.min()) < 0 or int(places.max()) >= operator.size:
+            raise ValueError(
+                f"index must be integers in [0, {operator.size}), as one vector; got {tuple(index.shape)}."
+            )
+        if places.unique().numel() != places.numel():
+            raise ValueError("index names some coordinate twice; a block has each of them once.")
+        self.index, self.size = places, places.numel()
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        whole = torch.zeros(self.operator.size, dtype=vector.dtype, device=vector.device)
+        return self.operator.matvec(whole.index_copy_(0, self.index, vector))[self.index]
+
+    def matmat(self, block: Tensor) -> Tensor:
+        whole = torch.zeros(self.operator.size, block.shape[1], dtype=block.dtype, device=block.device)
+        return self.operator.matmat(whole.index_copy_(0, self.index, block))[self.index]
+
+
 def coordinate_block(operator: Operator, first: int, width: int) -> Tensor:
     """Columns ``first`` up to ``first + width`` (or the last) of the identity: (size, <= width)."""
     count = min(width, operator.size - first)

@@ -6,10 +6,16 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "Block": "blocks",
     "Curvature": "curvature",
     "GaussNewton": "gauss_newton",
     "Hessian": "hessian",
+    "Preconditioned": "preconditioned",
+    "Preconditioner": "preconditioned",
     "curvature": "table",
+    "groups": "blocks",
+    "preconditioner": "preconditioned",
+    "restrict": "blocks",
 }
 """Where each public name is defined; imported on first use."""
 
