@@ -140,8 +140,8 @@ def test_an_asymmetric_operator_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(NotAHessian) as caught:
         self_test(Lopsided(subject(torch.tanh)))
     assert caught.value.leg == "symmetric"
-    monkeypatch.setattr("workbench.probes.spectrum.OPERATORS", {"hessian": Lopsided})
-    monkeypatch.setattr("workbench.probes.spectrum.self_test", lambda _: SelfTest(0.0, 0.0, 0.0, ""))
+    monkeypatch.setattr("workbench.operators.table.OPERATORS", {"hessian": Lopsided})
+    monkeypatch.setattr("workbench.spectra.run.self_test", lambda _: SelfTest(0.0, 0.0, 0.0, ""))
     with pytest.raises(NotAHessian, match=r"dtype=torch\.float64") as caught:
         HessianSpectrum(top=2).run(subject(torch.tanh))
     assert caught.value.leg == "symmetric"

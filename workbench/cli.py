@@ -169,6 +169,9 @@ def _run(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> Reading:
         seen[:] = [reading]
         say(probe.name, reading.done)
 
+    cost = probe.estimate(target)
+    if cost.seconds is not None:
+        print(f"{probe.name}: {cost.price}", file=sys.stderr)
     with _progress() as say:
         try:
             return probe.run(target, seed=chosen.seed, seconds=chosen.seconds, on_reading=take)

@@ -362,7 +362,7 @@ def _opens(subject: Any) -> bool:
 
 
 def _cost(probe: Probe[Any], subject: Any) -> str:
-    return probe.estimate(subject).words if getattr(subject, "kind", None) == probe.looks_at else ""
+    return probe.estimate(subject).price if getattr(subject, "kind", None) == probe.looks_at else ""
 
 
 def _let_go(problem: BaseException | None) -> None:

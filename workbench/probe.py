@@ -24,7 +24,7 @@ from workbench.numerics.sampling import Draw
 from workbench.plan import Plan
 from workbench.provenance import provenance_of
 from workbench.resolve import probe_class, resolve
-from workbench.words import summary_words
+from workbench.words import memory, moment, summary_words
 
 S = TypeVar("S")
 Look = Literal["subject", "pair", "trajectory", "runs"]
@@ -46,11 +46,23 @@ class TooLarge(MemoryError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run will need: ``bytes`` of memory, ``products`` with the curvature (or passes), and that in words."""
+    """What a run will need: ``bytes`` of memory, ``products`` with the curvature (or passes), and that in words.
+
+    ``seconds`` for the whole run come from one product (or pass) that was timed; None where none was.
+    """
 
     bytes: int = 0
     products: int | None = None
     words: str = "one pass over the examples"
+    seconds: float | None = None
+
+    @property
+    def price(self) -> str:
+        """``about 45 products of 12 ms: 0.5 s, 40 MB``; the words where nothing was timed."""
+        if self.seconds is None:
+            return self.words
+        each = f"about {self.products} products of {moment(self.seconds / self.products)}: " if self.products else ""
+        return f"{each}{moment(self.seconds)}, {memory(self.bytes)}"
 
 
 @dataclass(frozen=True)

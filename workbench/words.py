@@ -49,3 +49,17 @@ def duration(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def moment(seconds: float) -> str:
+    """``12 ms`` below a second, else as :func:`duration`."""
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else duration(seconds)
+
+
+def memory(count: float) -> str:
+    """``40 MB``, ``1.3 GB``: bytes in powers of a thousand."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -128,7 +128,8 @@ class Along(Probe[Trajectory]):
         """The probe's cost at the last checkpoint, for each checkpoint in turn."""
         one, count = self.probe.estimate(subject.subject(subject.steps[-1])), len(self.chosen(subject.steps))
         products = None if one.products is None else one.products * count
-        return Cost(one.bytes, products, f"{one.words}, at each of {count} checkpoints")
+        seconds = None if one.seconds is None else one.seconds * count
+        return Cost(one.bytes, products, f"{one.words}, at each of {count} checkpoints", seconds)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """Each headline number at the first and at the last checkpoint that was read, with its error."""

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Name = Literal["semicircle", "Marchenko-Pastur"]
 QUANTILE = 0.99
 """Only what lies below this quantile is fitted, so that outliers do not stretch the bulk."""
-FEWEST_NODES = 5
+FEWEST_NODES = 4
 """Nodes of a quadrature below which no law is fitted."""
 _POINTS, _RATIOS = 2048, np.logspace(-2, 2, 33)
 
@@ -55,7 +55,7 @@ def fit_bulk(measure: Quadrature, quantile: float = QUANTILE) -> Bulk | None:
 
     A node stands for the quantile in the middle of its own weight (the true distribution function lies between the sums
     before and after it, by Chebyshev, Markov and Stieltjes). Quantiles are matched by weighted least squares: centre
-    and radius of the semicircle, scale and ratio of Marchenko-Pastur. None for fewer than 5 nodes between the
+    and radius of the semicircle, scale and ratio of Marchenko-Pastur. None for fewer than 4 nodes between the
     quantiles, and where all nodes are equal. Source: Marchenko and Pastur 1967; Wigner 1955.
     """
     shares = np.cumsum(measure.weights) - 0.5 * measure.weights

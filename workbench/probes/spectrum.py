@@ -18,8 +18,9 @@ from workbench.schema import Choice, Display, Doc, Range
 from workbench.selftest import test_bytes
 from workbench.spectra import panels
 from workbench.spectra.halves import ROWS, Halves
-from workbench.spectra.measured import Measured
+from workbench.spectra.measured import HALF_PRODUCTS, Measured
 from workbench.spectra.opening import restricted
+from workbench.spectra.price import keeps_graphs, product_seconds
 from workbench.spectra.run import Aim, Storage
 from workbench.subject import Subject
 
@@ -68,8 +69,8 @@ class HessianSpectrum(Probe[Subject]):
     ``trace_error`` is the half-width of a 95 % interval (0: the exact sum), ``density_error`` a Wasserstein-1 distance
     in units of eigenvalues: to the density of half as many products, with the sampling error of one random start, as
     its law gives it; one start cannot show how starts differ. Sums over the density have errors of the same two parts.
-    The trace converges when its error is within ``tolerance`` of the trace, or of Σ|λ| / 4 where positive and negative
-    eigenvalues cancel.
+    The trace converges when its error is within ``tolerance`` of the trace, or of Σ|λ| / 2 where positive and negative
+    eigenvalues cancel (the notes then say so).
     """
 
     operator: Annotated[OperatorName, Choice(WORDS), Doc("Which curvature matrix.")] = "hessian"
@@ -221,7 +222,7 @@ class HessianSpectrum(Probe[Subject]):
 
     def estimate(self, subject: Subject) -> Cost:
         """The basis and the kept graphs, and on top what a product needs, or the self-test before the basis fills."""
-        subject = restricted(subject, self.layers)
+        whole, subject = subject, restricted(subject, self.layers)
         size, aim, itemsize = subject.size, self.aim, subject.dtype.itemsize
         rows, halves = min(aim.rows(size, itemsize) + 1, size), self.bracket and Halves.wanted(subject)
         kept, working = curvature(subject, self.operator).expected_bytes()
@@ -230,7 +231,9 @@ class HessianSpectrum(Probe[Subject]):
             aim.basis_bytes(size, itemsize) + vectors + working, 6 * size * itemsize + test_bytes(subject)
         )
         words = f"{rows} basis vectors of {size} parameters, and the gradient's graph of {subject.examples} examples"
-        return Cost(most, aim.products(size) + (10 if halves else 0), words)
+        products = aim.products(size) + (HALF_PRODUCTS // 2 if halves else 0)
+        seconds = products * product_seconds(whole, self.operator, self.layers, keeps_graphs(subject, working))
+        return Cost(most, products, words, seconds)
 
 
 _NO_MINIMUM = "a convex loss's Gauss-Newton matrix, Fishers and covariances have no negative eigenvalues"

@@ -63,8 +63,12 @@ class Aim:
 
     def products(self, size: int) -> int:
         """Products that the whole run usually takes."""
-        found = min(size, max(8 + 2 * (self.top + self.bottom), DEPTH if self.density else 0))
-        return found + (TRACE_PRODUCTS if self.trace else 0)
+        return self.steps(size) + (TRACE_PRODUCTS if self.trace else 0)
+
+    def steps(self, size: int) -> int:
+        """Products that eigenvalues and density usually take, with the look for repeated ones."""
+        least = max(8 + 2 * (self.top + self.bottom), DEPTH if self.density else 0)
+        return min(least + 10 * (self.top > 1), size)
 
 
 class SpectralRun:
@@ -251,19 +255,26 @@ class SpectralRun:
         size, aim, state, estimate = self.operator.size, self.aim, self.state, self.estimate
         assert state is not None
         if estimate is None:
-            wanted = 8 + 2 * (aim.top + aim.bottom)
-            expected = min(max(wanted, DEPTH if aim.density else 0) + 10 * (aim.top > 1), size)
-            ahead = 0.0 if state.done else max(expected - state.products, 1 + 0.2 * state.products)
+            ahead = 0.0 if state.done else max(aim.steps(size) - state.products, 1 + 0.2 * state.products)
             return ahead + (0 if state.complete or not aim.trace else min(size, TRACE_PRODUCTS))
         samples = traces.samples_needed(estimate, self.allowed()) if estimate.samples > 1 else TRACE_PRODUCTS
         return max(min(samples, size + estimate.samples) - estimate.products, 1.0)
 
     def notes(self) -> tuple[str, ...]:
         """What the run itself has to say of its numbers."""
-        said = [*self.tested, *((self.rounded,) if self.rounded else ())]
+        said = [*self.tested, *((self.rounded,) if self.rounded else ()), *self.cancelling()]
         if self.aim.top > self.operator.size:
             said.append(f"there are only {self.operator.size} eigenvalues, fewer than the {self.aim.top} asked for")
         return tuple(said)
+
+    def cancelling(self) -> tuple[str, ...]:
+        """Whether the trace met only what is asked of one whose parts cancel."""
+        found, tolerance = self.estimate, self.aim.tolerance
+        if not self.converged or found is None or found.exact or found.error <= tolerance * abs(found.value):
+            return ()
+        assert self.state is not None
+        whole = f"Σ|λ|, about {self.scale(self.state):.2g}"
+        return (f"eigenvalues of both signs cancel in the trace: its error is small beside {whole}, not beside itself",)
 
 
 SOFTNESS = 1e-3

@@ -34,7 +34,7 @@ def spikes(state: Krylov, size: int, classes: int | None, deep: bool) -> tuple[d
         "bulk_edge_error": error,
         "bulk_misfit": bulk.misfit,
         "outliers_edge": above,
-        "outliers_edge_error": int((np.abs(known - bulk.edge) <= error).sum()),
+        "outliers_edge_error": math.nan if math.isnan(error) else int((np.abs(known - bulk.edge) <= error).sum()),
         "outliers_tail": tail,
         "outliers_tail_error": tail_error,
     }
