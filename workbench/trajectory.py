@@ -18,6 +18,7 @@ from workbench.fingerprint import digest
 from workbench.optimizers import OptimizerState
 from workbench.plan import available_memory
 from workbench.rebuild import call, load_into, look_up
+from workbench.several import Pair
 from workbench.sources import Adopted, Recorded, Source
 from workbench.subject import Subject
 from workbench.twin import unwrap
@@ -209,6 +210,14 @@ class Trajectory:
             dtype=dtype, batch_size=batch_size, max_examples=max_examples, seed=seed,
         )  # fmt: skip
         return using._open(step)
+
+    def pair(self, step: int, other: int) -> Pair:
+        """Two steps to compare, both opened as the trajectory says; :meth:`using` changes how.
+
+        Raises:
+            As :meth:`subject`.
+        """
+        return Pair(self._open(step), self._open(other))
 
     def _open(self, step: int) -> Subject:
         chosen, made = self.opening, self._model(self._known(step))
