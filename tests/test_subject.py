@@ -476,8 +476,10 @@ def test_the_standard_error_is_that_of_a_mean_and_of_a_ratio() -> None:
     each = F.cross_entropy(built(dense)(X), Y, reduction="none").detach()
     torch.testing.assert_close(losses, each)
     assert found["loss_error"] == pytest.approx(float(each.std()) / N**0.5)
-    assert found["error_rate"] == float((built(dense)(X).argmax(1) != Y).double().mean())
-    assert set(subject.evaluate(metrics=("error_rate",))) == {"error_rate"}
+    rate, wrong = found["error_rate"], built(dense)(X).argmax(1) != Y
+    assert found["error_rate_error"] == pytest.approx(float(wrong.double().std()) / len(X) ** 0.5)
+    assert rate == float(wrong.double().mean())
+    assert set(subject.evaluate(metrics=("error_rate",))) == {"error_rate", "error_rate_error"}
 
     targets = IDS.masked_fill(double(N, 5, seed=9) > 0.3, -100)
     tokens = Subject(built(Tied), (IDS, targets), batch_size=16)

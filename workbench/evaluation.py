@@ -19,7 +19,8 @@ class Sums:
         self.totals: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.apart = True
-        self.wrong = self.decided = 0.0
+        self.wrong: list[Tensor] = []
+        self.decided: list[Tensor] = []
 
     def add(self, totals: Tensor, weights: Tensor | float) -> None:
         """Totals and weights of a batch's examples (n,), or of the batch where examples do not come apart."""
@@ -28,23 +29,26 @@ class Sums:
         self.weights.append(torch.as_tensor(weights, dtype=torch.float64, device=totals.device).reshape(-1))
 
     def decide(self, loss: Loss, outputs: Tensor, targets: Any) -> None:
-        """Count a batch's wrong decisions."""
-        found = loss.wrong(outputs, targets)
-        self.wrong += float(found[0].sum()) if found else math.nan
-        self.decided += float(found[1].sum()) if found else math.nan
+        """Count the wrong decisions on each of a batch's examples."""
+        for kept, counts in zip((self.wrong, self.decided), loss.wrong(outputs, targets) or (), strict=False):
+            kept.append(counts.double())
 
     def result(self) -> dict[str, float]:
-        """``loss``, ``loss_error`` and ``error_rate``; nan where not known."""
-        t, w = torch.cat(self.totals), torch.cat(self.weights)
-        loss = float(t.sum() / w.sum())
-        rate = self.wrong / self.decided if self.decided else math.nan
-        return {"loss": loss, "loss_error": self._error(t, w, loss), "error_rate": rate}
+        """``loss`` and ``error_rate``, each with the standard error over examples; nan where not known."""
+        loss, error = _ratio(torch.cat(self.totals), torch.cat(self.weights))
+        rate, doubt = _ratio(torch.cat(self.wrong), torch.cat(self.decided)) if self.wrong else (math.nan, math.nan)
+        loss_error = error if self.apart else math.nan
+        return {"loss": loss, "loss_error": loss_error, "error_rate": rate, "error_rate_error": doubt}
 
-    def _error(self, t: Tensor, w: Tensor, loss: float) -> float:
-        n = len(t)
-        if not self.apart or n < 2:
-            return math.nan
-        return math.sqrt(n / (n - 1) * float(((t - loss * w) ** 2).sum())) / float(w.sum())
+
+def _ratio(t: Tensor, w: Tensor) -> tuple[float, float]:
+    """Σ t / Σ w and its standard error as a ratio of means over the n entries; nan where there are too few."""
+    n, total = len(t), float(w.sum())
+    if not total:
+        return math.nan, math.nan
+    ratio = float(t.sum()) / total
+    spread = float(((t - ratio * w) ** 2).sum())
+    return ratio, math.sqrt(n / (n - 1) * spread) / total if n > 1 else math.nan
 
 
 def saved_bytes(evaluate: Callable[[], Any], outside: set[int]) -> int:

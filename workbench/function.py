@@ -68,9 +68,9 @@ class LossFunction(ABC):
     def evaluate(
         self, params: Params | None = None, metrics: Sequence[str] = ("loss", "error_rate")
     ) -> dict[str, float]:
-        """Loss, its standard error over examples (nan where unknown) and the share of wrong decisions, from one pass.
+        """Loss and share of wrong decisions, each with its standard error over examples (nan where unknown); one pass.
 
-        The standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t - L w)²) / Σ w with totals t, weights w.
+        A standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t - L w)²) / Σ w with totals t, weights w.
         """
         if unknown := set(metrics) - {"loss", "error_rate"}:
             raise ValueError(f"there is no metric {sorted(unknown)[0]!r}; there are 'loss' and 'error_rate'.")

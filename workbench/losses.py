@@ -54,10 +54,10 @@ class Loss:
             raise ValueError(f"{self.name} wants targets from 0 to 1; these lie in {_span(targets)}.")
 
     def wrong(self, outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor] | None:
-        """Numbers of wrong decisions and of decisions; None for losses without classes."""
+        """Each example's numbers of wrong decisions and of decisions, (n,) both; None for losses without classes."""
         if self.kind == "binary":
             wrong = (outputs > 0) != (as_values(outputs, targets, self.name) > 0.5)
-            return wrong.sum(), torch.tensor(wrong.numel())
+            return _counted(wrong), _counted(torch.ones_like(wrong))
         if not isinstance(targets, Tensor) or self.kind == "values" or outputs.ndim < 2 or outputs.shape[-1] < 2:
             return None
         scores, labels = class_last(outputs, targets, self.class_first)
@@ -66,7 +66,11 @@ class Loss:
         if labels.shape != scores.shape[:-1] or labels.is_floating_point():
             return None
         kept = labels != self.ignore_index
-        return ((scores.argmax(-1) != labels) & kept).sum(), kept.sum()
+        return _counted((scores.argmax(-1) != labels) & kept), _counted(kept)
+
+
+def _counted(true: Tensor) -> Tensor:
+    return true.reshape(len(true), -1).sum(1)
 
 
 def _span(targets: Tensor) -> str:

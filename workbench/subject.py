@@ -137,6 +137,10 @@ class Subject(LossFunction):
         now = self._shell.tensors(deep=True)
         return {name: now[name] for name in self._names}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer, chosen or not, detached; live unless converted."""
+        return self._shell.tensors(deep=True)
+
     @property
     def size(self) -> int:
         """The number of chosen scalars."""

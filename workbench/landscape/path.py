@@ -1,0 +1,239 @@
+"""The loss on the straight line between two models, and the barrier that it meets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points, Rule
+from workbench.figure import Line as Curve
+from workbench.landscape.barrier import barriers, greatest_rise
+from workbench.landscape.grid import levels
+from workbench.numerics.basis import norm
+from workbench.numerics.sampling import Draw
+from workbench.probe import Cost, Probe, Reading, Value, Variable
+from workbench.schema import Choice, Display, Doc, Range
+from workbench.several import Pair
+from workbench.subject import Subject
+
+Array = NDArray[np.float64]
+_METRICS = ("loss", "loss_error", "error_rate", "error_rate_error")
+
+
+@dataclass(frozen=True)
+class Path(Probe[Pair]):
+    """The loss between two models: ``loss[i] = L((1 - α_i) θ_a + α_i θ_b)``, and the barrier on the way.
+
+    What it measures: mean loss and error rate on the straight line from the first model (α = 0) to the second (α = 1)
+    and ``overshoot`` beyond both. ``barrier`` = max_α L(α) - ((1-α) L(0) + α L(1)) over [0, 1] (Entezari et al. 2022);
+    ``barrier_mean`` and ``error_barrier_mean`` = max_α - mean of the ends, of loss and error rate (Frankle et al.
+    2020); ``barrier_maximum`` = max_α - larger end; ``greatest_rise``, how far the loss ever climbs above an earlier
+    value on the way from first to second (Goodfellow et al. 2015).
+
+    How to read it: no barrier beyond its error means that the two are linearly mode connected on these examples.
+    Two networks trained apart may differ by a mere permutation of their units, which makes a barrier that is not one
+    of the loss's shape. From the initialisation to a trained model, no rise is the monotone interpolation that is
+    often seen.
+
+    What it costs: a forward pass over the examples for each point; with ``norm="recompute"`` and BatchNorm two.
+
+    When it misleads: BatchNorm's statistics of the end points are wrong in between, which alone makes a barrier:
+    ``norm="recompute"``, the default, estimates them anew at each point. Unequal ends make ``barrier_mean`` large. A
+    narrow barrier can lie between two points.
+
+    Errors: ``barrier_error`` is the standard error over examples of the difference at the highest point, examples
+    paired (nan where losses do not come apart); it ignores that the highest of several points was picked.
+    """
+
+    looks_at: ClassVar[Literal["pair"]] = "pair"
+
+    points: Annotated[int, Range(5, 401, soft=(11, 101)), Doc("Points from the first model to the second.")] = 31
+    overshoot: Annotated[float, Range(0.0, 1.0, soft=(0.0, 0.5)), Doc("How far beyond both, in their distance.")] = 0.25
+    norm: Annotated[
+        Literal["recompute", "eval", "batch"],
+        Doc("BatchNorm's statistics at each point; without such layers it does not matter."),
+        Choice(
+            {
+                "recompute": "estimated anew from the examples",
+                "eval": "of each model at its end, interpolated in between",
+                "batch": "of each micro-batch",
+            }
+        ),
+    ] = "recompute"
+    metric: Annotated[Literal["loss", "error_rate"], Doc("Which of the recorded values is drawn."), Display()] = "loss"
+
+    variables: ClassVar[tuple[Variable, ...]] = (
+        Variable("loss", ("alpha",), "mean loss", "loss per example", "loss_error"),
+        Variable("loss_error", ("alpha",), "standard error of the mean loss over examples", "loss per example"),
+        Variable("error_rate", ("alpha",), "share of examples classified wrongly", "", "error_rate_error"),
+        Variable("error_rate_error", ("alpha",), "standard error of the error rate over examples"),
+        Variable("evaluated", ("alpha",), "whether the point was evaluated", kind="bool"),
+        Variable("barrier", (), "height above the chord between the ends", "loss per example", "barrier_error"),
+        Variable("barrier_error", (), "standard error of the barrier over examples", "loss per example"),
+        Variable("barrier_place", (), "where on the way it is met, from 0 to 1"),
+        Variable("barrier_mean", (), "height above the mean of the ends", "loss per example", "barrier_error"),
+        Variable("barrier_maximum", (), "height above the higher end", "loss per example", "barrier_error"),
+        Variable("error_barrier_mean", (), "error rate's height above the mean of the ends", "", "error_barrier_error"),
+        Variable("error_barrier_error", (), "standard error of the error rate's barrier over examples, unpaired"),
+        Variable("greatest_rise", (), "largest rise on the way from first to second", "loss per example"),
+        Variable("distance", (), "distance between the two models", "parameter distance"),
+    )
+
+    def stream(self, subject: Pair, draw: Draw) -> Iterator[Reading]:
+        """Both ends and the middle first, then from coarse to fine, then what lies beyond; a reading a point."""
+        subject.check_alike()
+        way = _Way(self, subject)
+        for i in way.order():
+            way.evaluate(i)
+            yield way.reading()
+
+    def summary(self, data: xr.Dataset) -> dict[str, Value]:
+        """The barriers with their errors, the ends and the distance."""
+        ends = {f"loss_{name}": float(data.loss.sel(alpha=a)) for name, a in (("first", 0.0), ("second", 1.0))}
+        return {
+            "barrier": float(data.barrier),
+            "barrier_error": float(data.barrier_error),
+            "barrier_mean": float(data.barrier_mean),
+            "error_barrier_mean": float(data.error_barrier_mean),
+            "error_barrier_mean_error": float(data.error_barrier_error),
+            "greatest_rise": float(data.greatest_rise),
+            **ends,
+            "distance": float(data.distance),
+        }
+
+    def figure(self, data: xr.Dataset) -> Figure:
+        """The curve with its error band, the two models, the chord between them."""
+        seen = data.evaluated.values
+        x, y, e = (
+            a[seen] for a in (data["alpha"].values, data[self.metric].values, data[f"{self.metric}_error"].values)
+        )
+        words = self.metric.replace("_", " ")
+        ends = data[self.metric].sel(alpha=[0.0, 1.0]).values
+        marks: list[AnyMark] = [
+            Band(x, y - e, y + e, "± standard error"),
+            Curve(x, y, words),
+            Curve([0.0, 1.0], ends, "chord", "reference"),
+            Points([0.0, 1.0], ends, label="the two models", role="reference"),
+        ]
+        if self.metric == "loss" and float(data.barrier) > 0:
+            marks.append(Rule(float(data.barrier_place), "x", f"barrier {float(data.barrier):.3g}", "second"))
+        return Figure((Panel(tuple(marks), Axis("from the first model (0) to the second (1)"), Axis(words)),))
+
+    def estimate(self, subject: Pair) -> Cost:
+        """Two models, one between them, and the forward pass of a chunk."""
+        first = subject.first
+        places = _positions(self.points, self.overshoot).size
+        size = 4 * first.size * first.dtype.itemsize + first.memory()
+        return Cost(size, places, f"{places} forward passes over {first.examples} examples")
+
+
+def _positions(points: int, overshoot: float) -> Array:
+    """Evenly spaced α with 0 and 1 among them exactly, reaching ``overshoot`` beyond both as far as steps fit."""
+    beyond = math.floor(overshoot * (points - 1) + 1e-9)
+    return np.arange(-beyond, points + beyond) / (points - 1)
+
+
+@dataclass(eq=False)
+class _Way:
+    """The arrays of a path while it is being walked."""
+
+    probe: Path
+    pair: Pair
+    best: tuple[float, Tensor | None] = (0.0, None)
+    ends: list[Tensor | None] = field(default_factory=list[Tensor | None])
+
+    def __post_init__(self) -> None:
+        self.alpha = _positions(self.probe.points, self.probe.overshoot)
+        self.values: dict[str, Any] = {name: np.full(self.alpha.size, np.nan) for name in _METRICS}
+        self.evaluated = np.zeros(self.alpha.size, dtype=bool)
+        self.a, self.b = (s.tensors() for s in (self.pair.first, self.pair.second))
+        self.ground = self.pair.first.under(self.probe.norm)
+        flats = [s.flatten(s.params).double() for s in (self.pair.first, self.pair.second)]
+        self.values["distance"] = float(norm(flats[0] - flats[1]))
+
+    def order(self) -> Iterator[int]:
+        """Indices: the ends and the middle, finer and finer, then beyond."""
+        start, n = int(np.flatnonzero(self.alpha == 0)[0]), self.probe.points
+        inside = list(dict.fromkeys(start + int(i) for level in levels(n) for i in (level[0], level[-1], *level)))
+        yield from inside
+        yield from (i for i in range(self.alpha.size) if i not in set(inside))
+
+    def between(self, alpha: float) -> Subject:
+        """The subject at that point; buffers that count are interpolated too, integers are the nearer model's."""
+        return self.ground.at({name: _mixed(t, self.b[name], alpha) for name, t in self.a.items()})
+
+    def evaluate(self, i: int) -> None:
+        """The values at position i, and the barriers once the ends are known."""
+        there = self.between(float(self.alpha[i]))
+        found = there.evaluate()
+        for name in _METRICS:
+            self.values[name][i] = found.get(name, np.nan)
+        self.evaluated[i] = True
+        self._notice(i, there)
+
+    def _notice(self, i: int, there: Subject) -> None:
+        """Keep the losses of the ends and of the highest point above the chord, for the barrier's error."""
+        known = self.evaluated & (self.alpha >= 0) & (self.alpha <= 1)
+        if len(self.ends) < 2:
+            self.ends.append(there.losses())
+            if len(self.ends) < 2:
+                return
+        a, e = self.alpha[known], self.values["loss"][known]
+        found, rates = barriers(a, e), barriers(a, self.values["error_rate"][known])
+        place = float(a[found.place])
+        if place == float(self.alpha[i]) and 0 < place < 1:
+            self.best = (place, there.losses())
+        self.values |= {
+            "barrier": found.linear,
+            "barrier_place": place,
+            "barrier_mean": found.mean,
+            "barrier_maximum": found.maximum,
+            "barrier_error": self._error(place),
+            "error_barrier_mean": rates.mean,
+            "error_barrier_error": self._rate_error(known),
+            "greatest_rise": greatest_rise(a, e),
+        }
+
+    def _error(self, place: float) -> float:
+        """Standard error over examples of the difference at the highest point; 0 at an end, where it is 0 by itself."""
+        if place in (0.0, 1.0):
+            return 0.0
+        at, (first, second) = self.best[1], self.ends
+        if at is None or first is None or second is None or len(at) < 2:
+            return math.nan
+        gap = at - (1 - place) * first - place * second
+        return float(gap.std() / math.sqrt(len(gap)))
+
+    def _rate_error(self, known: NDArray[np.bool_]) -> float:
+        rate, error = self.values["error_rate"], self.values["error_rate_error"]
+        if not np.isfinite(rate[known]).all():
+            return math.nan
+        top = np.flatnonzero(known)[int(rate[known].argmax())]
+        ends = [int(np.flatnonzero(self.alpha == end)[0]) for end in (0.0, 1.0)]
+        return float(math.hypot(error[top], error[ends[0]] / 2, error[ends[1]] / 2))
+
+    def reading(self) -> Reading:
+        """What is known now."""
+        seen, total = int(self.evaluated.sum()), self.alpha.size
+        return self.probe.reading(
+            seen / total,
+            self.values | {"evaluated": self.evaluated},
+            coords={"alpha": self.alpha},
+            converged=seen == total,
+            notes=self.ground.notes,
+        )
+
+
+def _mixed(first: Tensor, second: Tensor, alpha: float) -> Tensor:
+    if not first.is_floating_point():
+        return first if alpha < 0.5 else second.to(first.device)
+    if alpha in (0.0, 1.0):  # the models themselves, to the last bit
+        return second.to(first) if alpha else first
+    return first + alpha * (second.to(first) - first)
