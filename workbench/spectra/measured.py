@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from workbench.numerics.factorisation import Precision
 from workbench.numerics.sampling import Draw
 from workbench.operators.preconditioned import Preconditioner
 from workbench.operators.table import OperatorName
@@ -78,7 +79,8 @@ class Measured:
         """Spikes and bulk, once the eigenvalues are there."""
         if run.state is not None and self.aim.top > 1:
             size, classes = run.operator.size, self.subject.classes
-            found, self.said = spikes(run.state, size, classes, self.aim.density)
+            floor = Precision.of(run.operator.dtype, "bfloat16" if self.aim.storage == "bfloat16" else "operator").floor
+            found, self.said = spikes(run.state, size, classes, self.aim.density, floor)
             self.found |= found
 
     def halve(self, opening: Opening) -> Iterator[bool]:

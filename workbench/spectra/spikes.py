@@ -12,16 +12,18 @@ from workbench.numerics.krylov import Krylov
 from workbench.numerics.quadrature import gauss
 
 
-def spikes(state: Krylov, size: int, classes: int | None, deep: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+def spikes(
+    state: Krylov, size: int, classes: int | None, deep: bool, floor: float
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(variables, notes): outliers_gap, gap_ratio, outliers_edge, bulk_edge, bulk_misfit, outliers_tail and errors.
 
     The gap is looked for among twice as many eigenvalues as there are classes; ``deep`` says that the run's quadrature
-    may be read for the bulk. Only converged eigenvalues before the first unconverged one are counted.
+    may be read for the bulk, ``floor`` what counts as zero beside the largest. Only converged eigenvalues before the first unconverged one are counted.
     """
     known = state.top_values[: int(np.argmin(np.append(state.top_converged, False)))]
     known = known[np.isfinite(known)]
     most = 2 * classes if classes else None
-    count, ratio = gap_count(known, most)
+    count, ratio = gap_count(known, most, floor)
     found: dict[str, Any] = {"outliers_gap": count if known.size > 1 else math.nan, "gap_ratio": ratio}
     notes = _cut_off(state.top_values.size, most, size)
     bulk, error = _bulk(state, size, classes) if deep else (None, math.nan)
