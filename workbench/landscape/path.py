@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points, Rule
+from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
 from workbench.figure import Line as Curve
 from workbench.landscape.barrier import barriers, greatest_rise
 from workbench.landscape.grid import levels
@@ -123,7 +123,9 @@ class Path(Probe[Pair]):
             Points([0.0, 1.0], ends, label="the two models", role="reference"),
         ]
         if self.metric == "loss" and float(data.barrier) > 0:
-            marks.append(Rule(float(data.barrier_place), "x", f"barrier {float(data.barrier):.3g}", "second"))
+            place, height = float(data.barrier_place), float(data.barrier)
+            foot = (1 - place) * ends[0] + place * ends[1]
+            marks.append(Curve([place, place], [foot, foot + height], f"barrier {height:.3g}", "second"))
         return Figure((Panel(tuple(marks), Axis("from the first model (0) to the second (1)"), Axis(words)),))
 
     def estimate(self, subject: Pair) -> Cost:
