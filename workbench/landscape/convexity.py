@@ -32,9 +32,9 @@ _NAMES = ("loss", "eigenvalue_max", "eigenvalue_max_residual", "eigenvalue_min",
 class ConvexityMap(Probe[Subject]):
     """Negative against positive curvature over a plane through the model: ``ratio`` = max(0, -λ_min) / λ_max.
 
-    What it measures: at each point θ + u_i d1 + v_j d2 the largest and the smallest eigenvalue of the Hessian of the loss in
-    all parameters (not of the slice's own 2 x 2 Hessian), each by its own residual (Li et al. 2018, arXiv:1712.09913,
-    who divide the one of larger magnitude). The loss at each point comes along.
+    What it measures: at each point θ + u_i d1 + v_j d2 the largest and the smallest eigenvalue of the Hessian of the
+    loss in all parameters (not of the slice's own 2 x 2 Hessian), each by its own residual (Li et al. 2018,
+    arXiv:1712.09913, who divide the one of larger magnitude). The loss at each point comes along.
 
     How to read it: 0 is convex as far as the residuals tell, 1 as much curvature down as up. A picture of a
     landscape that looks convex is one only where this is near 0.
