@@ -80,8 +80,13 @@ class Deflation:
 
     def complement(self, vector: Tensor) -> Tensor:
         """The part of a vector that is orthogonal to the rows."""
-        rows = self.vectors.to(vector)
-        return vector - rows.T @ (rows @ vector)
+        kept_alike = self.vectors.dtype == vector.dtype and self.vectors.device == vector.device
+        rest = vector.clone()
+        # rows kept elsewhere, or in another precision, are fetched a few at a time: all at once may not fit
+        for part in (self.vectors,) if kept_alike else self.vectors.split(4):
+            rows = part.to(vector)
+            rest -= rows.T @ (rows @ vector)
+        return rest
 
 
 def half_width(samples: ArrayLike) -> float:

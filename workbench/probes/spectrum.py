@@ -227,9 +227,10 @@ class HessianSpectrum(Probe[Subject]):
         rows, halves = min(aim.rows(size, itemsize) + 1, size), self.bracket and Halves.wanted(subject)
         kept, working = curvature(subject, self.operator).expected_bytes()
         vectors = (6 + (ROWS + 6 if halves else 0) + self.preconditioned) * size * itemsize
-        most = kept + max(
-            aim.basis_bytes(size, itemsize) + vectors + working, 6 * size * itemsize + test_bytes(subject)
-        )
+        basis, tests = aim.basis_bytes(size, itemsize), 6 * size * itemsize + test_bytes(subject)
+        if subject.device.type != "cpu":  # a host hands out memory only once it is written to
+            tests += basis
+        most = kept + max(basis + vectors + working, tests)
         words = f"{rows} basis vectors of {size} parameters, and the gradient's graph of {subject.examples} examples"
         products = aim.products(size) + (HALF_PRODUCTS // 2 if halves else 0)
         seconds = products * product_seconds(whole, self.operator, self.layers, keeps_graphs(subject, working))

@@ -18,7 +18,8 @@ def spikes(
     """(variables, notes): outliers_gap, gap_ratio, outliers_edge, bulk_edge, bulk_misfit, outliers_tail and errors.
 
     The gap is looked for among twice as many eigenvalues as there are classes; ``deep`` says that the run's quadrature
-    may be read for the bulk, ``floor`` what counts as zero beside the largest. Only converged eigenvalues before the first unconverged one are counted.
+    may be read for the bulk, ``floor`` what counts as zero beside the largest. Only converged eigenvalues before the
+    first unconverged one are counted.
     """
     known = state.top_values[: int(np.argmin(np.append(state.top_converged, False)))]
     known = known[np.isfinite(known)]
