@@ -102,11 +102,13 @@ def test_preconditioned_eigenvalues_are_those_of_the_optimizer_s_matrix() -> Non
 )
 def test_gradient_descent_s_threshold_stands_beside_the_sharpness(words: dict[str, Any], constant: float) -> None:
     net = small(NET)
-    optimizer = torch.optim.SGD(net.model.parameters(), lr=0.1, **words)
-    reading = SURE.run(subject(optimizer=optimizer))
-    assert reading.summary["stability_ratio"] == pytest.approx(float(net.eigenvalues[0]) * 0.1 / constant, rel=1e-6)
-    rules = [m.at for m in reading.figure().panels[0].marks if isinstance(m, Rule) and "stable" in m.label]
-    assert rules == [pytest.approx(constant / 0.1)]
+    for step, drawn in ((0.1, 0), (1.0, 1)):
+        optimizer = torch.optim.SGD(net.model.parameters(), lr=step, **words)
+        reading = SURE.run(subject(optimizer=optimizer))
+        ratio = float(net.eigenvalues[0]) * step / constant
+        assert reading.summary["stability_ratio"] == pytest.approx(ratio, rel=1e-6)
+        rules = [m.at for m in reading.figure().panels[0].marks if isinstance(m, Rule) and "stable" in m.label]
+        assert rules == [pytest.approx(constant / step)] * drawn  # one that is far above would flatten the rest
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, None])

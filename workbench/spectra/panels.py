@@ -9,12 +9,15 @@ import xarray as xr
 
 from workbench.figure import AnyMark, Axis, Band, Line, Panel, Points, Rule, Stems
 
+FAR = 4.0
+"""A threshold that many times above the largest eigenvalue is not drawn: it would flatten what is."""
 
-def ranks(data: xr.Dataset, threshold: str = "stable below") -> Panel:
+
+def ranks(data: xr.Dataset) -> Panel:
     """The largest eigenvalues by rank with residuals, grey where not converged; and what they are to be held against.
 
-    Across: the minimum, the bulk's edge, the stability threshold (said with the words ``threshold``). Upright: after
-    as many outliers as there are classes, and after one fewer. At the first rank: the bracket for all data.
+    Across: the minimum, and the stability threshold where it is not far above. Upright: behind as many outliers as
+    there are classes (C), and behind one fewer. At the first rank: the bracket for all data.
     """
     rank, value, met = data["rank"].values.astype(float), data.eigenvalue.values, data.converged.values
     kept, open_ = np.where(met, value, np.nan), np.where(met, np.nan, value)
@@ -24,8 +27,7 @@ def ranks(data: xr.Dataset, threshold: str = "stable below") -> Panel:
         Points(rank, kept, np.where(met, data.residual.values, np.nan), "eigenvalue ± residual"),
         Points(rank, open_, np.where(met, np.nan, data.residual.values), "not converged", "unconverged"),
         *_minimum(data),
-        *_rule(float(data.bulk_edge), "edge of the bulk", "third"),
-        *_rule(float(data.stability_threshold), threshold, "fourth"),
+        *_threshold(data),
         *_classes(float(data.classes), rank.size),
     ]
     return Panel(tuple(marks), Axis("rank"), Axis("eigenvalue"), title="largest eigenvalues")
@@ -47,16 +49,20 @@ def _bracket(data: xr.Dataset) -> tuple[AnyMark, ...]:
     return (Band([0.75, 1.25], [low, low], [high, high], "bracket for all data"),)
 
 
-def _rule(at: float, words: str, role: str) -> tuple[AnyMark, ...]:
-    return (Rule(at, "y", f"{words}: {at:.3g}", role),) if math.isfinite(at) else ()  # type: ignore[arg-type]
+def _threshold(data: xr.Dataset) -> tuple[AnyMark, ...]:
+    at = float(data.stability_threshold)
+    if not (math.isfinite(at) and at <= FAR * float(data.eigenvalue.values[0])):
+        return ()
+    return (Rule(at, "y", f"stable below {at:.3g}", "fourth"),)
 
 
 def _classes(classes: float, ranks: int) -> tuple[AnyMark, ...]:
     """Lines between ranks, where they fall inside the panel."""
     if not math.isfinite(classes):
         return ()
-    places = ((classes - 0.5, "classes - 1"), (classes + 0.5, "classes"))
-    return tuple(Rule(at, "x", words) for at, words in places if 1 < at < ranks + 1)
+    return tuple(
+        Rule(at, "x", words) for at, words in ((classes - 0.5, "C - 1"), (classes + 0.5, "C")) if at < ranks + 1
+    )
 
 
 def density(data: xr.Dataset) -> Panel:
@@ -70,13 +76,15 @@ def density(data: xr.Dataset) -> Panel:
     atoms = data.eigenvalue.values[data.converged.values]
     if bool(data.eigenvalue_min_converged):
         atoms = np.append(atoms, float(data.eigenvalue_min))
-    marks = (
+    edge = float(data.bulk_edge)
+    marks: list[AnyMark] = [
         Line(x, np.where(y >= floor, y, np.nan), "all eigenvalues"),
         Stems(atoms, np.full(atoms.size, height), "single eigenvalues", "second", base=floor),
-    )
+        *((Rule(edge, "x", "bulk's edge"),) if math.isfinite(edge) else ()),
+    ]
     limits = (floor, 3 * max(float(np.max(y)), height))
     return Panel(
-        marks,
+        tuple(marks),
         Axis("eigenvalue", "symlog", threshold=width),
         Axis("density", "log", limits=limits),
         title=f"spectral density, smoothed by {width:.2g}",
@@ -92,5 +100,5 @@ def cumulative(data: xr.Dataset) -> Panel:
     width = float(data.smoothing_width)
     scale = Axis("eigenvalue", "symlog", threshold=width) if math.isfinite(width) else Axis("eigenvalue")
     error = float(data.density_error)
-    title = "share of eigenvalues below" + (f", off by {error:.2g} along the axis" if error > 0 else "")
+    title = "share below" + (f", ± {error:.2g} in eigenvalue" if error > 0 else "")
     return Panel((Line(x, y, "share of eigenvalues"),), scale, Axis("share of eigenvalues"), title=title)
