@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ def available_memory(device: torch.device) -> int:
     import psutil
 
     return int(min(psutil.virtual_memory().available, _container_room()))
+
+
+def smaller(subject: Any, problem: BaseException) -> Any:
+    """The subject with half the chunk after an out-of-memory error; None when that was not the problem or no help."""
+    out = isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+    chunk = getattr(getattr(subject, "plan", None), "chunk", None)
+    if not out or not chunk or chunk <= 1:
+        return None
+    return subject.with_plan(replace(subject.plan, chunk=chunk // 2))
 
 
 def _container_room() -> float:

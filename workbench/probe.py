@@ -21,9 +21,10 @@ import xarray as xr
 from workbench import netcdf, schema
 from workbench.figure import Figure
 from workbench.numerics.sampling import Draw
-from workbench.plan import Plan
+from workbench.plan import Plan, smaller
 from workbench.provenance import provenance_of
 from workbench.resolve import probe_class, resolve
+from workbench.weakly import Weakly
 from workbench.words import memory, moment, summary_words
 
 S = TypeVar("S")
@@ -32,6 +33,7 @@ Value = float | int | str | bool
 VERBS = {
     "show": "workbench.draw.show:mimebundle",
     "export": "workbench.draw.export:export",
+    "second_opinion": "workbench.interop.opinion:second_opinion",
 }
 """What a reading can do beyond its data, by name, so that this module imports nothing that draws."""
 
@@ -206,6 +208,7 @@ class Reading:
     data: xr.Dataset
     done: float
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    made_on: Weakly = field(default_factory=Weakly, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.done <= 1:
@@ -258,6 +261,10 @@ class Reading:
             self, path, venue=venue, column=column, provenance=provenance, usetex=usetex, height=height, dpi=dpi
         )
 
+    def second_opinion(self, subject: Any = None, seconds: float = 60.0) -> Any:
+        """What other packages say on the same subject (None: the one measured): see ``workbench.interop.opinion``."""
+        return resolve(VERBS["second_opinion"])(self, subject, seconds)
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return resolve(VERBS["show"])(self)
 
@@ -306,21 +313,24 @@ def drive(
         ModelChanged: weights were written in place during the run.
     """
     _accept(probe, subject)
+    given = Weakly(subject)
     subject = subject.with_plan(Plan(**plan) if isinstance(plan, Mapping) else plan) if plan else subject
     deadline = float("inf") if seconds is None else time.monotonic() + seconds
     said: tuple[str, ...] = ()
     while True:
         try:
-            yield from _attempt(probe, subject, seed, deadline, said)
+            yield from _attempt(probe, subject, seed, deadline, said, given)
             return
         except (torch.OutOfMemoryError, RuntimeError) as problem:
-            smaller = _smaller(subject, problem)
-            if smaller is None:
+            less = smaller(subject, problem)
+            if less is None:
                 raise
-            subject, said = smaller, (*said, f"memory ran out; examples were evaluated {smaller.plan.chunk} at a time")
+            subject, said = less, (*said, f"memory ran out; examples were evaluated {less.plan.chunk} at a time")
 
 
-def _attempt(probe: Probe[Any], subject: Any, seed: int, deadline: float, said: tuple[str, ...]) -> Iterator[Reading]:
+def _attempt(
+    probe: Probe[Any], subject: Any, seed: int, deadline: float, said: tuple[str, ...], given: Weakly
+) -> Iterator[Reading]:
     _fit(probe, subject)
     draw = Draw(seed, probe.name, getattr(subject, "size", 0), *_place(subject))
     version = subject.version()  # before the fingerprint is read, so that no write between the two goes unseen
@@ -329,7 +339,7 @@ def _attempt(probe: Probe[Any], subject: Any, seed: int, deadline: float, said: 
     try:
         for reading in stream:
             _unmoved(subject, version)
-            yield _finish(reading, made, said)
+            yield dataclasses.replace(_finish(reading, made, said), made_on=given)
             if time.monotonic() > deadline:
                 return
     except RuntimeError as problem:
@@ -386,12 +396,3 @@ def _finish(reading: Reading, made: Mapping[str, Any], said: tuple[str, ...]) ->
         notes = json.dumps([*reading.notes, *said])
         reading = dataclasses.replace(reading, data=reading.data.assign_attrs(notes=notes))
     return dataclasses.replace(reading, provenance=made)
-
-
-def _smaller(subject: Any, problem: BaseException) -> Any:
-    """The subject with half the chunk after an out-of-memory error; None when that was not the problem or no help."""
-    out = isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
-    chunk = getattr(getattr(subject, "plan", None), "chunk", None)
-    if not out or not chunk or chunk <= 1:
-        return None
-    return subject.with_plan(dataclasses.replace(subject.plan, chunk=chunk // 2))

@@ -22,6 +22,7 @@ def provenance_of(subject: Any, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "fingerprint": subject.fingerprint(),
+        "examples": getattr(subject, "data_digest", ""),
         "subject": dict(subject.describe()),
         "versions": dict(versions()),
         "git": commit(str(Path.cwd())),

@@ -29,7 +29,7 @@ from workbench.twin import twin, unwrap
 TRIED = 32
 """Examples on which model and loss are tried when a subject is made."""
 _COUPLED = "the loss couples the examples of a batch, so batches of {} are part of what it is"
-_MEASURED = ("_bytes_each", "_default_chunk", "_fixed_digest")
+_MEASURED = ("_bytes_each", "_default_chunk", "_fixed_digest", "data_digest")
 SHARE = 0.25
 """The share of free memory that one chunk's graph may take by default."""
 
@@ -245,12 +245,17 @@ class Subject(LossFunction):
         return digest(self._digests(self.version(), self._shell.tensors(deep=True)), self._fixed_digest)
 
     @functools.cached_property
+    def data_digest(self) -> str:
+        """A hash of the frozen examples, in their order: equal where two subjects look at the same ones."""
+        return digest(self._feed.data.parts)
+
+    @functools.cached_property
     def _fixed_digest(self) -> str:
         micro = self._micro if self.norm != "eval" or self._criterion.coupled else None
         held = None if self.held_out is None else self.held_out._feed.data.parts
         optimizer = None if self.optimizer is None else theta.optimizer_settings(self.optimizer)
         policy = (self.norm, micro, str(self.dtype), self._names, repr(self._shell.module), optimizer, self.seed)
-        return digest(self._feed.data.parts, held, self._given, policy)
+        return digest(self.data_digest, held, self._given, policy)
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts for a reading's provenance."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from workbench.probe import Reading
 
-KEPT = ("seed", "fingerprint", "context", "subject", "versions", "threads", "plan")
+KEPT = ("seed", "fingerprint", "examples", "context", "subject", "versions", "threads", "plan")
 """What provenance keeps: how to repeat the numbers, nothing about who made them, where or when."""
 
 _DROPPED = {"label", "path", "folder", "host", "hostname", "user", "author", "email", "git", "commit", "created"}
