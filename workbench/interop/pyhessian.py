@@ -26,14 +26,17 @@ from workbench.shell import precise
 from workbench.subject import Subject
 
 LIMIT, TOLERANCE = 100, 1e-3
-"""PyHessian's own defaults: products for one eigenvalue (or vectors for the trace), and the change at which it stops."""
+"""PyHessian's own defaults: products for an eigenvalue (vectors for the trace), and the change at which it stops."""
 Stop = Literal["rule", "limit", "time"]
 
 
 @dataclass(frozen=True)
 class Eigenvalue:
-    """One eigenvalue by power iteration: its value, the ``residual`` ‖Hv - λv‖ of its vector (nan: not known), the
-    ``products`` it took, and why it ``stopped``: by its rule, at its limit, or because time was up."""
+    """One eigenvalue by power iteration.
+
+    ``residual`` is ‖Hv - λv‖ for its vector (nan: not known), ``products`` what it took; it ``stopped`` by its rule, at
+    its limit, or because time was up.
+    """
 
     value: float
     residual: float
@@ -71,6 +74,7 @@ class PyHessian:
         self.deadline = math.inf if seconds is None else time.monotonic() + seconds
         self._model = _Model(subject.snapshot())
         self._runs: list[list[float]] = []
+        self._drawn = 0
         self._stand_in = _Torch(seed, subject.dtype, self._began)
         with self._evaluating():
             self._theirs: Any = self._opened(package)
@@ -100,7 +104,7 @@ class PyHessian:
 
     def _began(self) -> None:
         """A random tensor is drawn; as many as there are parameters make one vector, and begin one run."""
-        self._drawn = getattr(self, "_drawn", 0) + 1
+        self._drawn += 1
         if (self._drawn - 1) % len(self._model.names) == 0:
             self._runs.append([])
 
@@ -151,16 +155,17 @@ class PyHessian:
 
     def trace(self, limit: int = LIMIT, tolerance: float = TOLERANCE) -> Trace:
         """The trace, by vectors of ±1, until two running means differ by less than ``tolerance`` or at ``limit``."""
-        self._runs, self._drawn, stopped = [], 0, None
+        self._runs, self._drawn = [], 0
+        cut: Stop | None = None
         with self._evaluating():
             try:
                 self._rebound(self._theirs, "trace")(limit, tolerance)
             except _OutOfTime:
-                stopped = "time"
+                cut = "time"
         samples = torch.tensor([run[0] for run in self._runs if run], dtype=torch.float64)
         error = float(samples.std() / math.sqrt(len(samples))) if len(samples) > 1 else math.nan
         rule: Stop = "rule" if len(samples) < limit else "limit"
-        return Trace(float(samples.mean()) if len(samples) else math.nan, error, len(samples), stopped or rule)
+        return Trace(float(samples.mean()) if len(samples) else math.nan, error, len(samples), cut or rule)
 
     def density(self, steps: int = 100, vectors: int = 1) -> tuple[Tensor, Tensor]:
         """Quadrature nodes and weights (vectors, steps) of the spectral density, float64.
@@ -200,8 +205,8 @@ def _package() -> Any:
         raise ImportError(f"PyHessian cannot be imported ({problem}); pip install pyhessian.") from problem
 
 
-class _OutOfTime(Exception):  # noqa: N818 - no fault: the way out of another package's loop
-    """Time is up."""
+class _OutOfTime(Exception):
+    """Time is up: no fault, but the way out of another package's loop."""
 
 
 _MARK = torch.zeros(1)
@@ -219,12 +224,12 @@ class _Model(nn.Module):
         super().__init__()
         self.subject, self.names = subject, tuple(subject.params)
         self.copies = nn.ParameterList([nn.Parameter(p) for p in subject.params.values()])
-        self.parts = subject.batches()
-        self.batch: Batch = next(self.parts)
+        self.batch: Batch = next(subject.batches())
         self.single = self.batch.size == subject.examples
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for self.batch in self.subject.batches():
+        for batch in self.subject.batches():
+            self.batch = batch
             yield torch.zeros(self.batch.size), _MARK
 
     def forward(self, inputs: Tensor) -> Tensor:
