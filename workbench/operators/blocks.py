@@ -67,8 +67,8 @@ class Group:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameter tensors that it has a part in."""
-        return tuple(part.name for part in self.parts)
+        """The parameter tensors that it has a part in, each once."""
+        return tuple(dict.fromkeys(part.name for part in self.parts))
 
     @property
     def whole(self) -> bool:
@@ -78,11 +78,11 @@ class Group:
     def index(self, params: Mapping[str, Tensor]) -> Tensor:
         """Its places (size,) in the flat vector of ``params``, in their order."""
         found, first = list[Tensor](), 0
-        parts = {part.name: part for part in self.parts}
         for name, tensor in params.items():
-            if name in parts:
+            parts = [part for part in self.parts if part.name == name]
+            if parts:
                 places = torch.arange(first, first + tensor.numel(), device=tensor.device).view(tensor.shape)
-                found.append(parts[name].of(places).reshape(-1))
+                found += [part.of(places).reshape(-1) for part in parts]
             first += tensor.numel()
         return torch.cat(found)
 
@@ -187,8 +187,7 @@ def _blocks(subject: Subject, layers: Sequence[Group]) -> list[Group]:
     for layer, path in zip(layers, paths, strict=True):
         name = _block_of(path, items) or layer.name
         group = found.get(name, Group(name, type(modules[name]).__name__ if name in modules else layer.words, ()))
-        whole = [Part(p.name, p.shape) for p in layer.parts if p.name not in group.names]
-        found[name] = replace(group, parts=(*group.parts, *whole))
+        found[name] = replace(group, parts=together([group, layer]).parts)
     return list(found.values())
 
 
@@ -207,6 +206,18 @@ def _block_of(path: str, items: Sequence[str]) -> str:
     if lists:
         return min(lists, key=len)
     return next((p for p in above if not any(item.startswith(f"{p}.") for item in items)), "")
+
+
+def together(chosen: Sequence[Group]) -> Group:
+    """Groups that do not overlap as one; a tensor of which they have all parts is whole again."""
+    parts: dict[str, list[Part]] = {}
+    for part in (p for group in chosen for p in group.parts):
+        parts.setdefault(part.name, []).append(part)
+    made = list[Part]()
+    for name, some in parts.items():
+        every = sum(part.size for part in some) == math.prod(some[0].shape)
+        made += [Part(name, some[0].shape)] if every else some
+    return Group("all of them", f"{len(chosen)} groups", tuple(made))
 
 
 # ------------------------------------------------------------------------------------------------ what is covered
