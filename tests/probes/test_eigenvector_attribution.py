@@ -1,0 +1,254 @@
+"""Parts of an eigenvector by example, class, layer and input, against loops over dense Hessians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from workbench.probes.eigenvector_attribution import EigenvectorAttribution
+from workbench.subject import Subject
+
+N = 13
+
+
+class Normed(nn.Module):
+    """Dense, LayerNorm, softmax gate: what forward over reverse gets wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(self.first(x))
+        return self.last(hidden * hidden.softmax(-1))
+
+
+def filled(model: nn.Module, seed: int = 0) -> nn.Module:
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.double().parameters():
+            p.copy_(torch.randn(p.shape, generator=rng, dtype=torch.float64))
+    return model
+
+
+def dense() -> nn.Module:
+    return filled(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
+
+
+def examples(count: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(count, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return x, torch.arange(count) % 3
+
+
+def hessians(model: nn.Module, x: torch.Tensor, y: torch.Tensor, operator: str = "hessian") -> np.ndarray:
+    """The curvature of each example's loss, (n, P, P), one dense matrix after another."""
+    shapes = [(name, p.shape) for name, p in model.named_parameters()]
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def outputs(vector: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
+        parts = vector.split([shape.numel() for _, shape in shapes])
+        params = {name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
+        return functional_call(model, params, (one[None],))[0]
+
+    found = []
+    for one, label in zip(x, y, strict=True):
+        if operator == "hessian":
+            found.append(
+                torch.autograd.functional.hessian(
+                    lambda v, one=one, label=label: nn.functional.cross_entropy(outputs(v, one), label), flat
+                )
+            )
+        else:
+            slope = torch.autograd.functional.jacobian(lambda v, one=one: outputs(v, one), flat)
+            p = outputs(flat, one).softmax(0)
+            found.append(slope.T @ (torch.diag(p) - p[:, None] * p[None]) @ slope)
+    return torch.stack(found).detach().numpy()
+
+
+def parts(each: np.ndarray, rank: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """(λ, v, vᵀH_i v) of the kth eigenvector of the mean."""
+    values, vectors = np.linalg.eigh(each.mean(0))
+    v = vectors[:, -rank]
+    return float(values[-rank]), v, np.einsum("p,npq,q->n", v, each, v)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+@pytest.mark.parametrize("make", [dense, lambda: filled(Normed())], ids=["dense", "layernorm"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_parts_are_those_of_a_loop_over_examples(operator: Any, make: Callable[[], nn.Module], rank: int) -> None:
+    model, (x, y) = make(), examples()
+    reading = EigenvectorAttribution(operator=operator, rank=rank, tolerance=1e-6).run(
+        Subject(model, (x, y), batch_size=5)
+    )
+    data = reading.data
+    value, v, each = parts(hessians(model, x, y, operator), rank)
+    assert reading.converged
+    assert float(data.eigenvalue) == pytest.approx(value, rel=1e-6)
+    assert data.contribution.values == pytest.approx(each, abs=1e-5 * np.abs(each).max())
+    assert float(data.contribution_mean) == pytest.approx(value, rel=1e-6)
+    assert float(data.contribution_mean_error) < 1e-9 * value
+    assert data.class_contribution.values == pytest.approx([each[y == c].sum() / N for c in range(3)], rel=1e-3)
+    assert data.example_at.values.tolist() == np.argsort(-each).tolist()
+    assert float(data.effective_examples) == pytest.approx(np.abs(each).sum() ** 2 / (each**2).sum(), rel=1e-4)
+    layers = {"0" if make is dense else "first": 16}
+    first = next(iter(layers.values()))
+    assert data["layer"].values[0] == next(iter(layers))
+    assert float(data.layer_share[0]) == pytest.approx((v[:first] ** 2).sum(), abs=1e-5)
+    assert float(data.layer_share.sum()) == pytest.approx(1)
+    assert data.layer_curvature.values == pytest.approx(value * data.layer_share.values, abs=1e-5 * value)
+    assert float(data.layer_curvature.sum()) == pytest.approx(value, rel=1e-6)
+
+
+def test_what_a_loose_tolerance_leaves_is_within_a_few_errors() -> None:
+    """The errors are estimates: nine in ten within three of them, over vectors that are off by different amounts."""
+    ratios = []
+    for seed in range(6):
+        model, (x, y) = filled(dense(), seed), examples()
+        data = EigenvectorAttribution(tolerance=0.1).run(Subject(model, (x, y)), seed=seed).data
+        _, v, each = parts(hessians(model, x, y), 1)
+        assert 1e-9 < float(data.misalignment) < 1
+        found = np.abs(data.contribution.values - each) / data.contribution_error.values
+        ratios += found.tolist()
+        assert abs(float(data.layer_share[0]) - (v[:16] ** 2).sum()) <= float(data.misalignment)
+        off = np.abs(data.layer_curvature.values[0] - float(v[:16] @ (hessians(model, x, y).mean(0) @ v)[:16]))
+        assert off <= float(data.layer_curvature_error[0])
+    assert np.mean(np.array(ratios) < 3) >= 0.9
+    assert np.median(ratios) > 0.01, "nor are they absurdly wide"
+
+
+def test_squares_of_projections_in_a_linear_regression() -> None:
+    """H_i = x_i x_iᵀ: an example of length 10 among unit ones carries the direction, and is found in the given data."""
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x / x.norm(dim=1, keepdim=True)
+    x[16] = torch.tensor([6.0, 8.0, 0.0])
+    model = nn.Linear(3, 1, bias=False).double()
+    subject = Subject(model, (x, torch.zeros(40, 1).double()), loss="half_mse", max_examples=30, seed=2)
+    assert 16 in subject.places
+    reading = EigenvectorAttribution(tolerance=1e-6, inputs=True).run(subject)
+    data, kept = reading.data, x[list(subject.places)].numpy()
+    value, v = np.linalg.eigh(kept.T @ kept / 30)[0][-1], np.linalg.eigh(kept.T @ kept / 30)[1][:, -1]
+    assert data.contribution.values == pytest.approx((kept @ v) ** 2)
+    assert int(data.given_at[0]) == 16
+    assert subject.places[int(data.example_at[0])] == 16
+    assert float(data.effective_examples) < 1.5
+    assert float(data.eigenvalue) == pytest.approx(value)
+    assert data.saliency.values == pytest.approx(np.abs(2 * (kept @ v)[:, None] * v[None]).mean(0), rel=1e-5)
+    assert np.isnan(data.class_contribution).all()
+    assert any("in the data given: 16, " in note for note in reading.notes)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_saliency_is_the_slope_of_the_contributions(operator: Any) -> None:
+    model, (x, y) = filled(Normed()), examples()
+    data = EigenvectorAttribution(operator=operator, tolerance=1e-6, inputs=True).run(Subject(model, (x, y))).data
+    _, v, _ = parts(hessians(model, x, y, operator), 1)
+    step, slopes = 1e-5, np.zeros((N, 3))
+    for j in range(3):
+        ends = []
+        for sign in (step, -step):
+            moved = x.clone()
+            moved[:, j] += sign
+            ends.append(np.einsum("p,npq,q->n", v, hessians(model, moved, y, operator), v))
+        slopes[:, j] = (ends[0] - ends[1]) / (2 * step)
+    assert data.saliency.values == pytest.approx(np.abs(slopes).mean(0), rel=1e-4)
+    assert (data.saliency_error.values < 1e-6 * data.saliency.values).all()
+
+
+class Words(nn.Module):
+    """Logits (N, S, C) for words (N, S)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.table(words)))
+
+
+def test_sequences_with_masked_words_are_examples_whose_mean_is_the_eigenvalue() -> None:
+    rng = torch.Generator().manual_seed(1)
+    words = torch.randint(5, (7, 4), generator=rng)
+    targets = torch.randint(5, (7, 4), generator=rng)
+    targets[0, :3] = targets[3, 1] = -100
+    model = filled(Words())
+    reading = EigenvectorAttribution(tolerance=1e-6, inputs=True).run(Subject(model, (words, targets), batch_size=3))
+    data = reading.data
+    assert float(data.contribution_mean) == pytest.approx(float(data.eigenvalue), rel=1e-9)
+    assert np.isnan(data.saliency).all()
+    assert any("have no saliency" in note for note in reading.notes)
+    shapes = [(name, p.shape) for name, p in model.named_parameters()]
+
+    def total(vector: torch.Tensor, rows: slice) -> torch.Tensor:
+        pieces = vector.split([shape.numel() for _, shape in shapes])
+        params = {name: part.view(shape) for (name, shape), part in zip(shapes, pieces, strict=True)}
+        logits = functional_call(model, params, (words[rows],))
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets[rows].flatten(), reduction="sum")
+
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    each = [torch.autograd.functional.hessian(lambda v, i=i: total(v, slice(i, i + 1)), flat) for i in range(7)]
+    whole = torch.stack(each).sum(0) / 24
+    v = torch.linalg.eigh(whole)[1][:, -1]
+    exact = np.array([float(v @ h @ v) * 7 / 24 for h in each])
+    assert data.contribution.values == pytest.approx(exact, abs=1e-6 * np.abs(exact).max())
+
+
+def test_examples_that_see_each_other_through_batch_statistics_have_the_parts_of_their_own_losses() -> None:
+    model = filled(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))).train()
+    x, y = examples(12)
+    data = EigenvectorAttribution(tolerance=1e-6).run(Subject(model, (x, y), norm="batch", batch_size=6)).data
+    shapes = [(name, p.shape) for name, p in model.named_parameters()]
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def loss(vector: torch.Tensor, i: int) -> torch.Tensor:
+        pieces = vector.split([shape.numel() for _, shape in shapes])
+        params = {name: part.view(shape) for (name, shape), part in zip(shapes, pieces, strict=True)}
+        rows = slice(0, 6) if i < 6 else slice(6, 12)
+        return nn.functional.cross_entropy(functional_call(model, params, (x[rows],))[i % 6], y[i])
+
+    each = torch.stack([torch.autograd.functional.hessian(lambda v, i=i: loss(v, i), flat) for i in range(12)]).numpy()
+    _, _, exact = parts(each, 1)
+    assert data.contribution.values == pytest.approx(exact, abs=1e-6 * np.abs(exact).max())
+
+
+def test_objectives_that_give_one_value_for_each_example_are_attributed() -> None:
+    model, (x, y) = dense(), examples()
+
+    def objective(net: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(net(batch[0]), batch[1], reduction="none")
+
+    own = EigenvectorAttribution(inputs=True).run(Subject(model, (x, y), objective=objective)).data
+    named = EigenvectorAttribution().run(Subject(model, (x, y))).data
+    assert own.contribution.values == pytest.approx(named.contribution.values, rel=1e-6)
+
+
+def test_losses_that_do_not_come_apart_are_refused_before_any_product() -> None:
+    def coupled(net: nn.Module, batch: Any) -> torch.Tensor:
+        outputs = net(batch[0])
+        return (outputs @ outputs.T).logsumexp(1).mean()
+
+    subject = Subject(dense(), examples(), objective=coupled, reduction="mean")
+    with pytest.raises(ValueError, match="not a sum over examples"):
+        next(EigenvectorAttribution().stream(subject, None))  # type: ignore[arg-type]
+
+
+def test_a_rank_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rank is 40, but there are 31 parameters"):
+        EigenvectorAttribution(rank=40).run(Subject(dense(), examples()))
+
+
+def test_in_a_cluster_the_parts_are_said_to_be_undetermined() -> None:
+    model = nn.Linear(3, 1, bias=False).double()
+    x = torch.diag(torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64))
+    subject = Subject(model, (x, torch.zeros(3, 1).double()), loss="half_mse")
+    loose, single = (EigenvectorAttribution(rank=rank).run(subject) for rank in (1, 3))
+    assert np.isnan(loose.data.misalignment)
+    assert np.isnan(loose.data.contribution_error).all()
+    assert any("one of many" in note for note in loose.notes)
+    assert float(single.data.misalignment) < 1e-6
+    assert single.data.contribution.values == pytest.approx([0, 0, 0.25])
