@@ -230,7 +230,9 @@ class Subject(LossFunction):
 
     def selected(self, chosen: Sequence[int]) -> Subject:
         """The same function of the examples at these places only (0 to ``examples`` - 1): L of a subset."""
-        return self._with(self._feed.data.picked(chosen), held_out=None)
+        feed = dataclasses.replace(self._feed, data=self._feed.data.picked(chosen))
+        weight = self._criterion.check_targets(feed.targets())  # model and loss were tried before
+        return self._with(_feed=feed, total_weight=weight, held_out=None)
 
     def restricted(self, parameters: Choice) -> Subject:
         """The same loss as a function of some of its parameters, the others held fixed; ``parameters`` as above."""
