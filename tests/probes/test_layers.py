@@ -18,6 +18,7 @@ from workbench.operators.blocks import groups
 from workbench.probe import Reading, drive
 from workbench.probes.layers import LayerSpectra
 from workbench.probes.spectrum import HessianSpectrum
+from workbench.spectra.layer_panels import short
 from workbench.subject import Subject
 
 NETS = ("transformer encoder", "conv + BatchNorm", "tied embedding", "LSTM")
@@ -213,11 +214,20 @@ def test_a_glance_at_every_layer_comes_first() -> None:
     assert np.isfinite(grey[0].y).all()
     full = [m for m in readings[-1].figure().panels[0].marks if isinstance(m, Bars) and m.role == "main"]
     assert np.isfinite(full[0].y).all()
-    assert full[0].names == tuple(readings[0].data["layer"].values)
+    assert full[0].names == short([str(n) for n in readings[0].data["layer"].values])
     exact = np.array([float(torch.linalg.eigvalsh(b)[-1]) for b in blocks("transformer encoder").values()])
     for reading in readings:
         found = reading.data.eigenvalue.values[:, 0]
         assert np.all(found[np.isfinite(found)] <= exact[np.isfinite(found)] * (1 + 1e-9)), "never above the truth"
+
+
+def test_names_under_bars_are_short_and_tell_layers_apart() -> None:
+    deep = [f"transformer.h.{i}.attn.c_attn.{part}" for i in range(2) for part in "qkv"]
+    assert short(deep)[0] == "0.attn.c_attn.q"
+    assert len(set(short(deep))) == 6
+    assert short(["a.b.c"]) == ("a.b.c",)
+    assert short(["net.0", "net.2"]) == ("0", "2")
+    assert short(["x" * 30])[0] == "…" + "x" * 18
 
 
 def test_without_the_whole() -> None:

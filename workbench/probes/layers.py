@@ -179,7 +179,7 @@ class LayerSpectra(Probe[Subject]):
         """λ_1, share of the trace and scale-free sharpness of each layer, grey where not converged."""
         mass, error = float(data.off_diagonal_mass), float(data.off_diagonal_mass_error)
         note = f"off-diagonal mass {mass:.2g} ± {error:.1g}" if math.isfinite(mass) else ""
-        return Figure((panels.eigenvalues(data), panels.shares(data), panels.scaled(data)), note=note)
+        return Figure((panels.eigenvalues(data), panels.shares(data), panels.scaled(data)), note=note, columns=1)
 
     def estimate(self, subject: Subject) -> Cost:
         """All layers' bases, the whole matrix's basis once they are freed, and its kept graphs."""
