@@ -301,3 +301,16 @@ def _parsed(raw: bytes) -> Line | None:
         return Line.parse(raw)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def runs_in(folder: str | Path) -> dict[str, Path]:
+    """Every recorded run at or below a folder, by its path from there.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    root = Path(folder)
+    found = {p.parent.relative_to(root).as_posix(): p.parent for p in sorted(root.rglob(MANIFEST))}
+    if not found:
+        raise FileNotFoundError(f"{root} holds no recorded runs; record one with wb.Recorder, or name another folder.")
+    return {root.name if name == "." else name: path for name, path in found.items()}

@@ -75,11 +75,13 @@ class Opinion:
         columns = ("quantity", "ours", "error", "package", "theirs", "theirs_error", "difference", "relative")
         found = [
             (r.quantity, r.ours, r.error, a.package, a.value, a.error, r.difference(a), r.relative(a))
-            + (r.within(a), a.words)
             for r in self.rows
             for a in r.answers
         ]
-        return pd.DataFrame(found, columns=[*columns, "within_error", "why"])
+        verdicts = [(r.within(a), a.words) for r in self.rows for a in r.answers]
+        return pd.DataFrame(found, columns=list(columns)).assign(
+            within_error=[within for within, _ in verdicts], why=[words for _, words in verdicts]
+        )
 
     def table(self) -> list[tuple[str, ...]]:
         """The same as texts: quantity, ours, and for each answer package, theirs, difference, within, why."""
@@ -107,6 +109,10 @@ class Opinion:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """The table and the notes as HTML; nothing in them is read as HTML."""
         head = "".join(f"<th scope='col'>{cell}</th>" for cell in HEAD)
         body = "".join(f"<tr>{_cells(row)}</tr>" for row in self.table())
         notes = "".join(f"<li>{html.escape(n)}</li>" for n in self.notes)

@@ -138,13 +138,11 @@ class PyHessian:
             except _OutOfTime:
                 values = [run[-2] for run in self._runs[:-1]] + [run[-1] for run in self._runs[-1:] if run]
             counts = [len(run) for run in self._runs]
-            changes = [_changed(run, tolerance) for run in self._runs]
+            changes: list[Stop] = [_changed(run, tolerance) for run in self._runs]
             residuals = [*map(self._residual, values, vectors), *[math.nan] * len(values)]
         unfinished = len(values) - 1 if not vectors else len(values)
-        return [
-            Eigenvalue(float(v), residuals[i], counts[i], "time" if i == unfinished else changes[i])
-            for i, v in enumerate(values)
-        ]
+        changes = ["time" if i == unfinished else why for i, why in enumerate(changes)]
+        return [Eigenvalue(*found) for found in zip(map(float, values), residuals, counts, changes, strict=False)]
 
     def _residual(self, value: float, vector: Sequence[Tensor]) -> float:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from workbench.draw.screen import screen
 from workbench.probe import Reading
+from workbench.record import runs_in
 from workbench.trajectory import Trajectory
 from workbench.ui import form, look
 from workbench.ui.session import Session
@@ -74,21 +75,6 @@ def serve(
         show=open_browser,
         threaded=not block,
     )
-
-
-def runs_in(folder: str | Path) -> dict[str, Path]:
-    """Every recorded run at or below a folder, by its path from there.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    from workbench.record import MANIFEST
-
-    root = Path(folder)
-    found = {p.parent.relative_to(root).as_posix(): p.parent for p in sorted(root.rglob(MANIFEST))}
-    if not found:
-        raise FileNotFoundError(f"{root} holds no recorded runs; record one with wb.Recorder, or name another folder.")
-    return {root.name if name == "." else name: path for name, path in found.items()}
 
 
 def _opener(folder: Path, trust: bool) -> Callable[[], Session]:
@@ -158,6 +144,8 @@ class Page:
         )
         self._sent.jscallback(value="drawn.value = cb_obj.value", args={"drawn": self._drawn})
         self.summary = pn.pane.HTML(css_classes=["wb-summary-box"], **wide)
+        self.ask = pn.widgets.Button(label="Second opinion", disabled=True, css_classes=["wb-ask"])
+        self.opinion = pn.pane.HTML(css_classes=["wb-opinion-box"], **wide)
         self.status = pn.pane.HTML(css_classes=["wb-status"], **wide)
 
     def _make_exits(self) -> None:
@@ -179,7 +167,8 @@ class Page:
         import panel as pn
 
         wide, sheet = {"sizing_mode": "stretch_width"}, {"stylesheets": [look.SHEET]}
-        for pane in (self.about, self.progress, self.summary, self.status, self.code, self.bar, self.run):
+        answers = (self.summary, self.opinion, self.status)
+        for pane in (self.about, self.progress, *answers, self.code, self.bar, self.run):
             pane.stylesheets = [look.SHEET]
         self.head = pn.pane.HTML(**sheet)
         buttons = pn.Row(self.run, self.cancel, self.explain, margin=0, **wide)
@@ -196,7 +185,7 @@ class Page:
         ]
         out = [self.venue, self.column, self.format, self.provenance, self.file, self.export]
         bar = pn.Row(self.bar, self.progress, align="center", **wide)
-        answer = [bar, self.figure, self.summary, self.status, self._sent, self._drawn]
+        answer = [bar, self.figure, self.summary, self.ask, self.opinion, self.status, self._sent, self._drawn]
         left = pn.Column(_card(None, *chosen), _card("Export for a paper", *out), width=350)
         right = pn.Column(_card(None, *answer), _card("Copy as code", self.code, self.copy, self._text), **wide)
         main = pn.Row(left, right, **wide)
@@ -212,6 +201,7 @@ class Page:
             (self.budget, "value", self._moved),
             (self.run, "clicks", self._run),
             (self.cancel, "clicks", self._stop),
+            (self.ask, "clicks", self._ask),
             (self.explain, "value", self._explained),
             (self.venue, "value", self._offer_columns),
             (self.export, "clicks", self._export),
@@ -296,13 +286,33 @@ class Page:
     def _stop(self) -> None:
         self.session.cancel()
 
+    def _ask(self) -> None:
+        if self.session.offers_opinion:
+            self.ask.disabled = True
+            self._say(look.ASKING)
+            asked = self.session
+            asked.ask_others(lambda found: self._opined(found if self.session is asked else None))
+
+    def _opined(self, found: Any) -> None:
+        """The others have answered, or failed; called in a thread of its own."""
+        if found is not None:
+            self._say(look.problem(found) if isinstance(found, Exception) else "", error=True)
+
+        def show() -> None:
+            if found is not None and not isinstance(found, Exception):
+                self.opinion.object = found.to_html()
+            self.ask.disabled = not self.session.offers_opinion
+
+        self._later("opinion", show)
+
     def _explained(self) -> None:
         for row in self.form[0]:
             row[-1].visible = self.explain.value
 
     def _submit(self, again: bool = False) -> None:
         self._say("")
-        self.session.submit(again)
+        if self.session.submit(again):
+            self.opinion.object = ""
         self._text.value = self.session.code()
         self.code.object = look.code(self._text.value)
 
@@ -337,6 +347,7 @@ class Page:
         def show() -> None:
             self.figure.object = picture
             self.summary.object = rows
+            self.ask.disabled = not self.session.offers_opinion
             self._sent.value = int(self._sent.value or 0) + 1
 
         self._later("reading", show)
@@ -346,6 +357,7 @@ class Page:
             self.bar.value = round(100 * state.done)
             self.progress.object = look.progress(state)
             self.cancel.disabled = not state.busy
+            self.ask.disabled = not self.session.offers_opinion
             if state.message:
                 self.status.object = look.status(
                     state.message, error=state.status == "failed" or " raised " in state.message

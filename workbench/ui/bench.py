@@ -106,6 +106,10 @@ class Bench:
         self.progress = ipw.HTML().add_class("wb-progress")
         self.figure = LiveFigure().add_class("wb-figure")
         self.summary = ipw.HTML().add_class("wb-summary-box")
+        self.ask = ipw.ToggleButton(description="Second opinion", icon="balance-scale", disabled=True)
+        self.ask.tooltip = "What other packages say on the same model, examples and loss"
+        self.ask.add_class("wb-ask")
+        self.opinion = ipw.HTML().add_class("wb-opinion-box")
         self.status = ipw.HTML().add_class("wb-status")
 
     def _make_exits(self) -> None:
@@ -127,7 +131,7 @@ class Bench:
         out = [self.venue, self.column, self.format, self.provenance, self.file, self.export]
         export = ipw.VBox([_heading("Export for a paper"), *out])
         bar = ipw.HBox([self.bar, self.progress]).add_class("wb-bar-row")
-        answer = ipw.VBox([bar, self.figure, self.summary, self.status])
+        answer = ipw.VBox([bar, self.figure, self.summary, self.ask, self.opinion, self.status])
         code = ipw.VBox([_heading("Copy as code"), ipw.HBox([self.code, self.copy]).add_class("wb-row")])
         left = ipw.VBox([_card(controls, "wb-controls"), _card(export, "wb-exports")]).add_class("wb-left")
         right = ipw.VBox([_card(answer, "wb-answer"), _card(code, "wb-codes")]).add_class("wb-right")
@@ -147,7 +151,8 @@ class Bench:
         ):
             control.observe(self._guarded(answer), "value")
         self.copy.observe(lambda _: self.session.chore(self._guarded(self._redraw)), "room")
-        for button, answer in ((self.run, self._run), (self.cancel, self._stop), (self.export, self._export)):
+        pressed = ((self.run, self._run), (self.cancel, self._stop), (self.export, self._export), (self.ask, self._ask))
+        for button, answer in pressed:
             button.observe(self._pressed(button, answer), "value")
 
     # Callbacks: each through one wrapper, none computes -------------------------------------------------------------
@@ -209,12 +214,28 @@ class Bench:
     def _submit(self, again: bool = False) -> None:
         self._say("")
         self.view.add_class("wb-stale")
-        if not self.session.submit(again):
+        if self.session.submit(again):
+            self.opinion.value = ""
+        else:
             self.view.remove_class("wb-stale")
         self._show_code()
 
     def _stop(self) -> None:
         self.session.cancel()
+
+    def _ask(self) -> None:
+        if self.session.offers_opinion:
+            self.ask.disabled = True
+            self._say(look.ASKING)
+            self.session.ask_others(self._opined)
+
+    def _opined(self, found: Any) -> None:
+        """The others have answered, or failed; called in a thread of its own."""
+        if found is not None:
+            self._say(look.problem(found) if isinstance(found, Exception) else "", error=True)
+        if found is not None and not isinstance(found, Exception):
+            self.opinion.value = found.to_html()
+        self.ask.disabled = not self.session.offers_opinion
 
     def _explained(self) -> None:
         (self.form.add_class if self.explain.value else self.form.remove_class)("wb-explained")
@@ -254,6 +275,7 @@ class Bench:
         self.bar.bar_style = {"failed": "danger", "cancelled": "warning"}.get(state.status, "")
         self.progress.value = look.progress(state)
         self.cancel.disabled = not state.busy
+        self.ask.disabled = not self.session.offers_opinion
         if state.message:
             self._say(state.message, error=state.status == "failed" or " raised " in state.message)
 
@@ -261,6 +283,7 @@ class Bench:
         """A reading came; called in the job's thread."""
         self.figure.update_from(look.fitted(reading.figure(), self.copy.room))
         self.summary.value = look.summary(reading.summary, reading.notes)
+        self.ask.disabled = not self.session.offers_opinion
         self.view.remove_class("wb-stale").remove_class("wb-empty")
         if reading.done == 1:
             self.still.keep(reading)

@@ -21,6 +21,8 @@ from workbench.words import duration, summary_rows
 LEGIBLE = 270
 """Pixels of width below which a panel cannot be read."""
 
+ASKING = "Asking other packages, for a minute at most ..."
+
 SHEET = (Path(__file__).parent / "bench.css").read_text(encoding="utf-8")
 
 

@@ -78,6 +78,7 @@ class Session:
         self._seen: Reading | None = None
         self._newest: Reading | None = None
         self._submitted: Order | None = None
+        self._asking = False
         self.state = JobState()
         self.order = self._first()
         self.job = Job(self.target, self._heard, self._told, _store_of(self.target) if store is None else store)
@@ -193,6 +194,37 @@ class Session:
         chosen = None if venue == next(iter(self.venues)) else venue
         written = self._seen.export(path, venue=chosen, column=column, provenance=provenance)
         return f"Wrote {written} ({written.stat().st_size / 1000:.0f} kB)."
+
+    @property
+    def offers_opinion(self) -> bool:
+        """Whether other packages can be asked about the reading on screen: it is finished, and nobody is asked now."""
+        from workbench.interop.opinion import why_not
+
+        reading = self._seen
+        return not self._asking and reading is not None and reading.done == 1 and not why_not(reading.probe)
+
+    def ask_others(self, hear: Callable[[Any], None]) -> None:
+        """Ask other packages about the reading on screen, in a thread of its own, for a minute at most.
+
+        There ``hear`` gets the Opinion, or the exception; or None where another reading is on screen by then.
+        """
+        reading, order, self._asking = self._seen, self._submitted or self.order, True
+
+        def ask() -> None:
+            try:
+                found: Any = self._second_opinion(reading, order)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
+                found = error
+            self._asking, now = False, self._seen
+            hear(found if reading is not None and now is not None and now.data is reading.data else None)
+
+        threading.Thread(target=ask, name="workbench-opinion", daemon=True).start()
+
+    def _second_opinion(self, reading: Reading | None, order: Order) -> Any:
+        if reading is None or reading.done < 1:
+            raise ValueError("there is no finished reading to ask about; press Run, and wait for 100 %.")
+        place = self._look(order)
+        return reading.second_opinion(place() if callable(place) else place)
 
     def code(self) -> str:
         """Python that makes the same reading, given names ``subject``, ``pair`` or ``runs`` where no file has them."""
