@@ -147,10 +147,8 @@ class EigenvectorAttribution(Probe[Subject]):
         if np.isfinite(data.class_contribution).any():
             panels.append(_classes(data))
         if data.sizes["feature"] > 1:
-            at = np.arange(data.sizes["feature"], dtype=float)
-            panels.append(
-                Panel((Line(at, data.saliency.values),), Axis("entry of the input"), Axis("saliency"), title="inputs")
-            )
+            line = Line(np.arange(data.sizes["feature"]), data.saliency.values)
+            panels.append(Panel((line,), Axis("entry of the input"), Axis("saliency"), title="inputs"))
         return Figure(tuple(panels))
 
     def estimate(self, subject: Subject) -> Cost:
@@ -328,13 +326,10 @@ class _Run:
             )
         if last:
             first, given = (self.values[name][:NAMED].astype(int) for name in ("example_at", "given_at"))
-            where = "" if np.array_equal(first, given) else f"; in the data given: {_listed(given)}"
-            said.append(f"largest contributions: examples {_listed(first)}{where}")
+            names, theirs = (", ".join(map(str, places)) for places in (first, given))
+            where = "" if names == theirs else f"; in the data given: {theirs}"
+            said.append(f"largest contributions: examples {names}{where}")
         return tuple(said)
-
-
-def _listed(places: NDArray[np.int_]) -> str:
-    return ", ".join(map(str, places))
 
 
 def _labels(batch: Batch) -> Tensor | None:
@@ -361,22 +356,19 @@ def _sorted(data: xr.Dataset) -> Panel:
     order = data.example_at.values
     known = order[np.isfinite(order)].astype(int)
     found, error = data.contribution.values[known], data.contribution_error.values[known]
-    scale = _scale(found)
     marks = (Rule(0.0), Points(np.arange(1.0, len(known) + 1), found, error, "example"))
-    return Panel(marks, Axis("examples, sorted"), scale, title="contributions")
+    return Panel(marks, Axis("examples, sorted"), _scale(found), title="contributions")
 
 
-def _scale(found: Floats) -> Axis:
+def _scale(found: Floats, label: str = "contribution") -> Axis:
     typical = float(np.median(np.abs(found))) if found.size else math.nan
-    label = "part of the eigenvalue, times n"
     return Axis(label, "symlog", threshold=typical) if typical > 0 else Axis(label)
 
 
 def _losses(data: xr.Dataset) -> Panel:
     found, loss = data.contribution.values, data.loss.values
     mark = Points(loss, found, label="example", role="second")
-    scale = _scale(found[np.isfinite(found)])
-    return Panel((mark,), Axis("loss of the example", "log" if (loss > 0).all() else "linear"), scale, title="by loss")
+    return Panel((mark,), _scale(loss, "loss"), _scale(found[np.isfinite(found)]), title="contribution by loss")
 
 
 def _layers(data: xr.Dataset) -> Panel:
@@ -393,7 +385,7 @@ def _classes(data: xr.Dataset) -> Panel:
     found = data.class_contribution.values
     chosen = _largest(found)
     at, label = np.arange(chosen.size, dtype=float), tuple(str(int(c)) for c in data["class_"].values[chosen])
-    bars = Bars(at, found[chosen], data.class_contribution_error.values[chosen], "part of the eigenvalue", names=label)
+    bars = Bars(at, found[chosen], data.class_contribution_error.values[chosen], names=label)
     return Panel((bars,), Axis("class"), Axis("part of the eigenvalue"), title="classes")
 
 
