@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from architectures import small
+from scipy.stats import wasserstein_distance
 from torch import nn
 
 from workbench.board import JobState
 from workbench.figure import Line, Rule
 from workbench.operators.hessian import Hessian
-from workbench.probe import Cost
+from workbench.probe import Cost, drive
 from workbench.probes.spectrum import HessianSpectrum
 from workbench.subject import Subject
 from workbench.ui import look
@@ -153,6 +154,27 @@ def test_views_change_the_picture_alone() -> None:
     exact = small(NET).eigenvalues.numpy()
     middle = float(np.interp(0.5, steps.y, steps.x))
     assert abs(middle - np.median(exact)) < 2 * float(one.data.density_error)
+
+
+def test_more_starts_and_depth_sharpen_the_density_and_show_how_starts_differ() -> None:
+    truth = small(NET).eigenvalues.numpy()
+    one, more = (HessianSpectrum(top=3, trace=False, depth=d, starts=s).run(subject()) for d, s in ((30, 1), (60, 4)))
+    assert np.isnan(one.data.density_spread).all()
+    assert int(more.data.products) - int(one.data.products) == pytest.approx(30 + 3 * 60, abs=30)
+    assert 0 < float(np.max(more.data.density_spread)) < float(np.max(more.data.density))
+    apart = []
+    for data in (one.data, more.data):
+        node, weight = (v[np.isfinite(v)] for v in (data.node.values, data.weight.values))
+        assert weight.sum() == pytest.approx(1)
+        apart.append(wasserstein_distance(node, truth, weight))
+        assert apart[-1] < 1.1 * float(data.density_error)
+        assert abs(float(data.frobenius) - np.linalg.norm(truth)) < 1.5 * float(data.frobenius_error)
+    assert apart[1] < 0.7 * apart[0]
+    readings = list(drive(HessianSpectrum(top=3, depth=20, starts=3), subject()))
+    assert {int(np.isfinite(r.data.node.values).sum()) for r in readings[-2:]} != {0}
+    assert readings[-1].done == 1
+    assert readings[-1].converged
+    assert max(np.diff([r.done for r in readings[:-1]])) < 0.2
 
 
 # ------------------------------------------------------------------------------------------------ spikes and sums

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from workbench.numerics.krylov import Krylov
 from workbench.numerics.quadrature import Quadrature
 
 Floats = NDArray[np.float64]
+Starts = Sequence[tuple[Floats, Floats]]
+"""(alpha, beta) of runs from further random starts."""
 BULK_POINTS = 256
 POINTS_AN_ATOM = 7
 
@@ -39,49 +41,73 @@ def grid_length(atoms: int) -> int:
     return BULK_POINTS + POINTS_AN_ATOM * atoms
 
 
-def spectral_density(state: Krylov, size: int, slack: float) -> SpectralDensity:
-    """The density of an operator of ``size`` eigenvalues, as far as a run knows it.
+def spectral_density(state: Krylov, size: int, slack: float, others: Starts = ()) -> SpectralDensity:
+    """The density of an operator of ``size`` eigenvalues, as far as a run knows it, and further starts with it.
 
     Converged values at both ends become atoms, in place of the quadrature's nodes within ``slack`` (a share of their
     own size) of them; their Lanczos weight would be random. The smoothing is the range of the other nodes over their
-    number, so outliers do not widen it. The grid has :func:`grid_length` points for the run's wanted values, dense near
-    the median and around each atom, and the density integrates to 1 over it. Source: Lin, Saad and Yang 2016; Papyan
-    2018 (outliers apart).
+    number in one run, so outliers do not widen it. The grid has :func:`grid_length` points for the run's wanted values,
+    dense near the median and around each atom, and the density integrates to 1 over it. Source: Lin, Saad and Yang
+    2016; Papyan 2018 (outliers apart).
     """
-    measure, atoms = spectral_measure(state, size, slack)
-    inside, error = ~np.isin(measure.nodes, atoms) | state.complete, 0.0
+    measure, atoms = spectral_measure(state, size, slack, others)
+    inside, error, runs = ~np.isin(measure.nodes, atoms) | state.complete, 0.0, _runs(state, others)
     inner = measure.nodes[inside]
     if not state.complete:
-        sampling = sampling_error(inner, measure.weights[inside], size - atoms.size)
-        error = float(np.hypot(quad.depth_error([(state.alpha, state.beta)]), sampling))
-    width = float(np.ptp(inner)) / inner.size if inner.size > 1 else 0.0
+        sampling = sampling_error(inner, measure.weights[inside], size - atoms.size) / np.sqrt(len(runs))
+        error = float(np.hypot(quad.depth_error(runs), sampling))
+    width = float(np.ptp(inner)) / inner.size * len(runs) if inner.size > 1 else 0.0
     width = width or quad.default_width(measure, max(state.alpha.size, 1))
     grid = _grid(measure, width, atoms, grid_length(state.top_values.size + state.bottom_values.size))
     return SpectralDensity(measure, atoms, grid, quad.smooth(measure, grid, width), width, error)
 
 
-def spectral_measure(state: Krylov, size: int, slack: float, steps: int | None = None) -> tuple[Quadrature, Floats]:
-    """(measure, atoms): the quadrature of a run's first ``steps`` (None: all) with its converged ends as atoms.
+def between_starts(state: Krylov, size: int, slack: float, others: Starts, found: SpectralDensity) -> Floats:
+    """Standard error over random starts of the smoothed density at each point of its grid; nan for fewer than two."""
+    if not others or state.complete:
+        return np.full(found.grid.size, 0.0 if state.complete else np.nan)
+    ends = _ends(state)
+    measures = [quad.with_atoms(_snapped(quad.gauss(*run), *ends, slack), size, *ends) for run in _runs(state, others)]
+    curves = np.stack([quad.smooth(measure, found.grid, found.width) for measure in measures])
+    return curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
 
-    For a run that is complete, all eigenvalues with equal weights.
+
+def spectral_measure(
+    state: Krylov, size: int, slack: float, others: Starts = (), *, half: bool = False
+) -> tuple[Quadrature, Floats]:
+    """(measure, atoms): the mean quadrature of all starts with the run's converged ends as atoms.
+
+    ``half`` takes only the first half of each start's steps. For a run that is complete, all eigenvalues with equal
+    weights.
     """
-    top = _leading(state.top_values, state.top_converged)
-    bottom = _leading(state.bottom_values, state.bottom_converged)
+    ends = _ends(state)
     if state.complete:
         count = state.values.size
-        return Quadrature(state.values[::-1], np.full(count, 1 / count)), np.append(top, bottom)
-    raw = _snapped(quad.gauss(state.alpha[:steps], state.beta[:steps]), top, bottom, slack)
-    return quad.with_atoms(raw, size, top, bottom), np.append(top, bottom)
+        return Quadrature(state.values[::-1], np.full(count, 1 / count)), np.concatenate(ends)
+    runs = [(a[: a.size // 2], b[: a.size // 2]) if half else (a, b) for a, b in _runs(state, others)]
+    raw = _snapped(quad.mix([quad.gauss(*run) for run in runs]), *ends, slack)
+    return quad.with_atoms(raw, size, *ends), np.concatenate(ends)
 
 
-def spectral_sum(state: Krylov, size: int, slack: float, function: Callable[[Floats], Floats]) -> tuple[float, float]:
+def _runs(state: Krylov, others: Starts) -> list[tuple[Floats, Floats]]:
+    return [(state.alpha, state.beta), *others]
+
+
+def _ends(state: Krylov) -> tuple[Floats, Floats]:
+    top = _leading(state.top_values, state.top_converged)
+    return top, _leading(state.bottom_values, state.bottom_converged)
+
+
+def spectral_sum(
+    state: Krylov, size: int, slack: float, function: Callable[[Floats], Floats], others: Starts = ()
+) -> tuple[float, float]:
     """(Σ f(λ) over all eigenvalues, its error): exact over the known ends, by quadrature over the others.
 
-    The error adds, in squares, the change from half as many steps, and two standard deviations of sampling by one
-    random start: its squared coefficients in the n eigenvectors that are left are Dirichlet(1/2), so a mean of f has
+    The error adds, in squares, the change from half as many steps, and two standard deviations of sampling by random
+    starts: the squared coefficients of one in the n eigenvectors that are left are Dirichlet(1/2), so a mean of f has
     the variance 2 (mean f² - (mean f)²) / (n + 2). nan for runs of one step; 0 where every eigenvalue is known.
     """
-    measure, atoms = spectral_measure(state, size, slack)
+    measure, atoms = spectral_measure(state, size, slack, others)
     total = size * measure.mean(function)
     if state.complete:
         return total, 0.0
@@ -90,8 +116,8 @@ def spectral_sum(state: Krylov, size: int, slack: float, function: Callable[[Flo
     inside = ~np.isin(measure.nodes, atoms)
     shares = measure.weights[inside] / max(float(measure.weights[inside].sum()), np.finfo(float).tiny)
     values, left = function(measure.nodes[inside]), size - atoms.size
-    variance = max(float(shares @ values**2 - (shares @ values) ** 2), 0.0)
-    half, _ = spectral_measure(state, size, slack, state.alpha.size // 2)
+    variance = max(float(shares @ values**2 - (shares @ values) ** 2), 0.0) / (1 + len(others))
+    half, _ = spectral_measure(state, size, slack, others, half=True)
     return total, float(np.hypot(total - size * half.mean(function), 2 * left * np.sqrt(2 * variance / (left + 2))))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -76,6 +76,14 @@ class Krylov:
         """
         return self._rows()
 
+    def released(self) -> Krylov:
+        """The same numbers without the basis, for when only they are needed."""
+        return replace(self, _combine=_released, _rows=_released)
+
+
+def _released(*_: NDArray[np.intp]) -> Tensor:
+    raise RuntimeError("This state gave up its basis; take its vectors before released().")
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -89,9 +97,7 @@ class _Plan:
     def check(self, operator: Operator, start: Tensor, basis: int | None) -> None:
         least = self.top + self.bottom + 4
         if tuple(start.shape) != (operator.size,):
-            raise ValueError(
-                f"start must have shape ({operator.size},), one entry a coordinate; got {tuple(start.shape)}."
-            )
+            raise ValueError(f"start must have shape ({operator.size},), as the operator; got {tuple(start.shape)}.")
         if self.top < 0 or self.bottom < 0 or self.top + self.bottom < 1:
             raise ValueError(f"top and bottom must be >= 0 and not both 0; got {self.top} and {self.bottom}.")
         if not self.tolerance > 0:

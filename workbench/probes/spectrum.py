@@ -21,7 +21,7 @@ from workbench.spectra.halves import ROWS, Halves
 from workbench.spectra.measured import HALF_PRODUCTS, Measured
 from workbench.spectra.opening import restricted
 from workbench.spectra.price import keeps_graphs, product_seconds
-from workbench.spectra.run import Aim, Storage
+from workbench.spectra.run import DEPTH, Aim, Storage
 from workbench.subject import Subject
 
 
@@ -67,8 +67,9 @@ class HessianSpectrum(Probe[Subject]):
     Errors: some eigenvalue lies within ``residual`` of each one shown, and the first is never above λ_1 (but for the
     rounding of products, about 1e-6 λ_1 in float32, 1e-3 λ_1 with a basis in bfloat16).
     ``trace_error`` is the half-width of a 95 % interval (0: the exact sum), ``density_error`` a Wasserstein-1 distance
-    in units of eigenvalues: to the density of half as many products, with the sampling error of one random start, as
-    its law gives it; one start cannot show how starts differ. Sums over the density have errors of the same two parts.
+    in units of eigenvalues: to the density of half as many products, with the sampling error of random starts as its
+    law gives it. How starts do differ is in ``density_spread``, which takes two or more of them; it knows nothing of
+    depth, which is the larger part. Sums over the density have errors of depth and sampling.
     The trace converges when its error is within ``tolerance`` of the trace, or of Σ|λ| / 2 where positive and negative
     eigenvalues cancel (the notes then say so).
     """
@@ -87,6 +88,12 @@ class HessianSpectrum(Probe[Subject]):
     minimum: Annotated[bool, Doc("Whether to find the most negative eigenvalue.")] = True
     trace: Annotated[bool, Doc("Whether to estimate the trace.")] = True
     density: Annotated[bool, Doc("Whether to estimate the density of all eigenvalues.")] = True
+    depth: Annotated[
+        int, Range(8, 500, step=1, soft=(20, 100)), Doc("Lanczos steps of the density at least; each keeps a vector.")
+    ] = DEPTH
+    starts: Annotated[
+        int, Range(1, 32, step=1, soft=(1, 5)), Doc("Random starts of the density; 3 of depth 100 for a paper.")
+    ] = 1
     bracket: Annotated[bool, Doc("On a subset: whether to bracket the sharpness of all data by two halves.")] = True
     storage: Annotated[
         Storage,
@@ -134,6 +141,7 @@ class HessianSpectrum(Probe[Subject]):
         Variable("weight", ("node_index",), "share of the eigenvalues at the node", error="density_error"),
         Variable("density", ("value",), "density of the eigenvalues, smoothed", error="density_error"),
         Variable("density_error", (), "error of the density, a Wasserstein-1 distance"),
+        Variable("density_spread", ("value",), "standard error of the density over random starts"),
         Variable("smoothing_width", (), "standard deviation of the smoothing"),
         Variable("frobenius", (), "Frobenius norm", error="frobenius_error"),
         Variable("frobenius_error", (), "error of the Frobenius norm"),
@@ -185,7 +193,9 @@ class HessianSpectrum(Probe[Subject]):
     @property
     def aim(self) -> Aim:
         """What the run is to find."""
-        return Aim(self.top, self.bottom, self.tolerance, self.trace, self.density, self.storage)
+        return Aim(
+            self.top, self.bottom, self.tolerance, self.trace, self.density, self.storage, self.depth, self.starts
+        )
 
     def context(self, subject: Subject) -> str:
         """A preconditioned spectrum depends on the optimizer's state."""

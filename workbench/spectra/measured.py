@@ -65,6 +65,7 @@ class Measured:
             yield from self.halve(opening)
             if self.aim.trace:
                 yield from run.sum()
+            yield from run.further()
 
     def fixed(self) -> dict[str, Any]:
         """What is known before the first product."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from workbench.numerics import trace as traces
 from workbench.numerics.basis import norm
-from workbench.numerics.density import grid_length, nuclear_norm, spectral_density, spectral_sum
+from workbench.numerics.density import between_starts, grid_length, nuclear_norm, spectral_density, spectral_sum
 from workbench.numerics.factorisation import Precision
 from workbench.numerics.krylov import Krylov, lanczos
 from workbench.numerics.operator import Operator
@@ -34,6 +34,8 @@ MOST_ROWS, CHEAP_BYTES = 256, 2**24
 """Basis vectors that a small model gets, as far as they fit into so many bytes: a processor's cache."""
 MOST_PRODUCTS = 1000
 """Products that the eigenvalues may take, beside twenty for each one that is wanted."""
+FURTHER = 3_000_000
+"""Number of the random vector that the density's second start is: far from those of other purposes."""
 MOST_SAMPLES = 1000
 """Random vectors that a trace may take where its exact sum is out of reach."""
 TRACE_PRODUCTS = 80
@@ -50,11 +52,13 @@ class Aim:
     trace: bool = True
     density: bool = True
     storage: Storage = "operator"
+    depth: int = DEPTH
+    starts: int = 1
 
     def rows(self, size: int, itemsize: int) -> int:
         """Vectors in the Lanczos basis before it restarts: more for small models, since restarts cost products."""
         cheap = min(MOST_ROWS, CHEAP_BYTES // (size * itemsize))
-        return max(32, 2 * (self.top + self.bottom) + 10, cheap)
+        return max(32, 2 * (self.top + self.bottom) + 10, cheap, self.depth + 2 if self.density else 0)
 
     def basis_bytes(self, size: int, itemsize: int) -> int:
         """What the basis takes beside the model: nothing where it lies in the host's memory."""
@@ -63,11 +67,16 @@ class Aim:
 
     def products(self, size: int) -> int:
         """Products that the whole run usually takes."""
-        return self.steps(size) + (TRACE_PRODUCTS if self.trace else 0)
+        return self.steps(size) + (TRACE_PRODUCTS if self.trace else 0) + self.further * min(self.depth, size)
+
+    @property
+    def further(self) -> int:
+        """Random starts of the density beside the first."""
+        return self.starts - 1 if self.density else 0
 
     def steps(self, size: int) -> int:
         """Products that eigenvalues and density usually take, with the look for repeated ones."""
-        least = max(8 + 2 * (self.top + self.bottom), DEPTH if self.density else 0)
+        least = max(8 + 2 * (self.top + self.bottom), self.depth if self.density else 0)
         return min(least + 10 * (self.top > 1), size)
 
 
@@ -85,13 +94,14 @@ class SpectralRun:
         self.rows = aim.rows(operator.size, operator.dtype.itemsize)
         self.state: Krylov | None = None
         self.estimate: TraceEstimate | None = None
+        self.others: list[tuple[Floats, Floats]] = []
         self.tested: tuple[str, ...] = ()
         self.rounded, self._scale = "", math.nan
         self.values: dict[str, Any] = {}
         atoms = aim.top + aim.bottom
         self.coords: dict[str, Any] = {
             "rank": np.arange(1, aim.top + 1),
-            "node_index": np.arange(self.rows + 1 + atoms),
+            "node_index": np.arange(self.rows + 1 + atoms + aim.further * aim.depth),
             "value": np.full(grid_length(atoms), np.nan),
         }
 
@@ -106,7 +116,7 @@ class SpectralRun:
             top=aim.top,
             bottom=aim.bottom,
             tolerance=aim.tolerance,
-            least=DEPTH if aim.density else 0,
+            least=aim.depth if aim.density else 0,
             near_zero=NEAR_ZERO,
             basis=self.rows,
             limit=MOST_PRODUCTS + 20 * (aim.top + aim.bottom),
@@ -158,13 +168,15 @@ class SpectralRun:
         """The density as variables, once the run has two steps."""
         if state.alpha.size < 2 and not state.complete:
             return {}
-        found = spectral_density(state, self.operator.size, self.aim.tolerance)
+        size, slack = self.operator.size, self.aim.tolerance
+        found = spectral_density(state, size, slack, self.others)
         length = self.coords["node_index"].size
         self.coords["value"] = found.grid
         return {
             "node": padded(found.measure.nodes, length),
             "weight": padded(found.measure.weights, length),
             "density": found.density,
+            "density_spread": between_starts(state, size, slack, self.others, found),
             "density_error": found.error,
             "smoothing_width": found.width,
         }
@@ -173,16 +185,47 @@ class SpectralRun:
         """Frobenius norm and effective dimension: means over the density times the number of eigenvalues."""
         state, size = self.state, self.operator.size
         assert state is not None
-        ridge = SOFTNESS * max(float(state.top_values[0]), 0.0)
-        squares, squares_error = spectral_sum(state, size, self.aim.tolerance, np.square)
+        ridge, slack = SOFTNESS * max(float(state.top_values[0]), 0.0), self.aim.tolerance
+        squares, squares_error = spectral_sum(state, size, slack, np.square, self.others)
         length = math.sqrt(max(squares, 0.0))
         found = {"frobenius": length, "frobenius_error": squares_error / (2 * length) if length else 0.0}
         if ridge > 0:
-            soft = spectral_sum(
-                state, size, self.aim.tolerance, lambda x: np.maximum(x, 0) / (np.maximum(x, 0) + ridge)
-            )
+            soft = spectral_sum(state, size, slack, lambda x: x.clip(0) / (x.clip(0) + ridge), self.others)
             found |= {"effective_dimension": soft[0], "effective_dimension_error": soft[1]}
         return found
+
+    def further(self) -> Iterator[bool]:
+        """The density from further random starts, one run of the same depth each, for which the basis is given up.
+
+        Says after each product whether the reading is worth making anew.
+        """
+        if self.state is None or self.state.complete or not self.aim.further:
+            return
+        self.state, start = self.state.released(), self.draw
+        for k in range(self.aim.further):
+            found: Krylov | None = None
+            for state in lanczos(self.operator, start(FURTHER + k), top=1, bottom=0, **self.same_depth()):
+                found, self.values["products"] = state, self.curvature.products
+                yield False
+            assert found is not None
+            self.others.append((found.alpha, found.beta))
+            self.values |= self.spread(self.state) | self.sums()
+            if self.estimate is not None:
+                self.values |= self.traced(self.estimate)
+            yield True
+
+    def same_depth(self) -> dict[str, Any]:
+        """How a further start is run: as deep as the first, without a restart, for its quadrature alone."""
+        depth = min(self.aim.depth, self.operator.size)
+        half = self.aim.storage == "bfloat16"
+        return {
+            "limit": depth,
+            "least": depth,
+            "basis": max(depth, 5),
+            "confirm": False,
+            "store": "bfloat16" if half else "operator",
+            "host": self.aim.storage == "host",
+        }
 
     # --- trace ------------------------------------------------------------------------------------------------------
 
@@ -254,11 +297,12 @@ class SpectralRun:
         """How many products are probably still to come."""
         size, aim, state, estimate = self.operator.size, self.aim, self.state, self.estimate
         assert state is not None
+        more = (aim.further - len(self.others)) * min(aim.depth, size) * (not state.complete)
         if estimate is None:
             ahead = 0.0 if state.done else max(aim.steps(size) - state.products, 1 + 0.2 * state.products)
-            return ahead + (0 if state.complete or not aim.trace else min(size, TRACE_PRODUCTS))
+            return ahead + (0 if state.complete or not aim.trace else min(size, TRACE_PRODUCTS)) + more
         samples = traces.samples_needed(estimate, self.allowed()) if estimate.samples > 1 else TRACE_PRODUCTS
-        return max(min(samples, size + estimate.samples) - estimate.products, 1.0)
+        return max(min(samples, size + estimate.samples) - estimate.products, 1.0) + more
 
     def notes(self) -> tuple[str, ...]:
         """What the run itself has to say of its numbers."""
