@@ -27,6 +27,7 @@ __all__ = [
     "Trajectory",
     "app",
     "catalog",
+    "compare",
     "dynamics",
     "experiments",
     "explore",
@@ -49,6 +50,7 @@ _HOME = {
     "Subject": "workbench.subject",
     "Trajectory": "workbench.trajectory",
     "app": "workbench.ui.app",
+    "compare": "workbench.comparison",
     "explore": "workbench.ui.bench",
     "load": "workbench.draw.export",
     "log_spaced": "workbench.dynamics.recorder",
@@ -57,6 +59,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from workbench import catalog, dynamics, experiments, landscape, probes, zoo
+    from workbench.comparison import compare
     from workbench.draw.export import load
     from workbench.dynamics.along import Along
     from workbench.dynamics.recorder import Recorder, log_spaced
