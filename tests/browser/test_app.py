@@ -115,6 +115,19 @@ def test_a_slider_moved_by_keyboard_gives_a_new_figure(page: Any) -> None:
     shoot(page, "app-2-moved")
 
 
+def test_a_second_opinion_comes_in_the_background(page: Any) -> None:
+    choose(page, "HessianSpectrum")
+    said(page, ".wb-progress", "100%")
+    page.locator(".wb-ask button:not([disabled])").click()
+    said(page, ".wb-opinion-box", "PyHessian")
+    assert page.locator(".wb-status >> .wb-error").count() == 0
+    shoot(page, "app-5-second-opinion")
+    choose(page, "NeuralCollapse")
+    said(page, ".wb-progress", "100%")
+    page.locator(".wb-ask button[disabled]").wait_for()
+    assert page.locator(".wb-opinion-box >> .wb-opinion").count() == 0, "it was about another reading"
+
+
 def test_a_running_landscape_streams_and_is_cancelled(page: Any) -> None:
     choose(page, "Plane")
     box = page.locator(".wb-set-points input").first

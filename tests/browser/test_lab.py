@@ -83,6 +83,26 @@ def test_what_was_seen_before_comes_from_the_store(page: Any) -> None:
     page.wait_for_function("() => document.querySelector('.wb-progress').textContent.includes('from the store')")
 
 
+def test_a_second_opinion_comes_in_the_background(page: Any) -> None:
+    choose(page, "HessianSpectrum")
+    finished(page, "HessianSpectrum")
+    page.wait_for_function("() => !document.querySelector('.wb-ask').disabled")
+    page.locator(".wb-ask").click()
+    page.wait_for_function("() => document.querySelector('.wb-ask').disabled")
+    page.locator(".wb-explain").click()  # the bench answers meanwhile
+    page.wait_for_selector(".wb-explained .wb-doc")
+    page.locator(".wb-explain").click()
+    page.wait_for_function("() => document.querySelectorAll('.wb-opinion td').length > 5", timeout=90_000)
+    assert "PyHessian" in page.locator(".wb-opinion-box").text_content()
+    assert page.locator(".wb-status .wb-error").count() == 0
+    page.wait_for_function("() => !document.querySelector('.wb-ask').disabled")
+    shoot(page, "lab-11-second-opinion")
+    choose(page, "NeuralCollapse")
+    finished(page, "NeuralCollapse")
+    page.wait_for_function("() => document.querySelector('.wb-ask').disabled")
+    assert page.locator(".wb-opinion").count() == 0, "it was about another reading"
+
+
 def test_a_failing_setting_is_said_in_the_bench(page: Any) -> None:
     choose(page, "Plane")
     page.locator(".wb-set-directions select").select_option(label="pca")

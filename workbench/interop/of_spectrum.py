@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def _eigenvalues(reading: Reading, found: Sequence[Eigenvalue], exact: Sequence[
         if rank < len(theirs):
             answer = _answer(found[theirs[rank]], theirs[rank], rank, float(value), float(error) + rounding)
         else:
-            answer = Answer(pyhessian.name(), math.nan, words=_absent(missing, len(found) < len(ours)))
+            answer = Answer(pyhessian.NAME, math.nan, words=_absent(missing, len(found) < len(ours)))
         others = [Answer("curvlinops", exact[rank])] if rank < len(exact) else []
         rows.append(Row(f"eigenvalue {rank + 1}", float(value), float(error), (answer, *others), rounding))
     return rows
@@ -73,10 +74,12 @@ def _answer(found: Eigenvalue, place: int, rank: int, ours: float, bar: float) -
         words.append(_stopped(found.stopped, f"{found.products} products", "two steps"))
         if math.isfinite(found.residual):
             covers = abs(found.value - ours) <= found.residual + bar
-            words.append(f"its own residual is {found.residual:.2g}{', which covers the difference' * covers}")
+            words.append(
+                f"its residual of {found.residual:.2g} {'covers' if covers else 'does not cover'} the difference"
+            )
     if place != rank:
         words.append(f"found as number {place + 1}, since power iteration goes by magnitude")
-    return Answer(pyhessian.name(), found.value, found.residual, "; ".join(words))
+    return Answer(pyhessian.NAME, found.value, found.residual, "; ".join(words))
 
 
 def _absent(negative: int, short: bool) -> str:
@@ -107,17 +110,15 @@ def _trace(reading: Reading, found: Trace | None) -> list[Row]:
         if found.stopped == "rule" and found.vectors == 2:
             words.append("its rule holds at once where the first mean is negative")
         words.append(f"its mean has a standard error of {found.error:.2g}, which it does not state")
-    return [
-        Row("trace", ours, error, (Answer(pyhessian.name(), found.value, found.error, "; ".join(words)),), rounding)
-    ]
+    return [Row("trace", ours, error, (Answer(pyhessian.NAME, found.value, found.error, "; ".join(words)),), rounding)]
 
 
 def _stopped(why: Stop, work: str, what: str) -> str:
     if why == "time":
-        return f"PyHessian was stopped after {work}, since time was up"
+        return f"was stopped after {work}, since time was up"
     if why == "limit":
-        return f"PyHessian went to its limit of {work} without meeting its rule"
-    return f"PyHessian stopped after {work}, when {what} differed by less than {pyhessian.TOLERANCE:g}"
+        return f"went to its limit of {work} without meeting its rule"
+    return f"stopped after {work}, when {what} differed by less than {pyhessian.TOLERANCE:g}"
 
 
 def _rounding(reading: Reading) -> float:
@@ -136,7 +137,7 @@ _ITS_ERRORS = (
 def _notes(subject: Subject, found: Sequence[Eigenvalue]) -> tuple[str, ...]:
     shares = [batch.weight / batch.size for batch in subject.batches()]
     uneven = max(shares) - min(shares) > 1e-9 * max(shares)
-    ran = f"{pyhessian.name()} ran at its defaults on the same {subject.examples} examples, parameters and policy"
+    ran = f"{pyhessian.NAME} {version('pyhessian')} ran at its defaults on the same {subject.examples} examples, parameters and policy"
     notes = [f"{ran}, by power iteration from the largest magnitude downwards, whatever the sign", _ITS_ERRORS]
     if uneven:
         notes.append(

@@ -113,8 +113,8 @@ class Opinion:
 
     def to_html(self) -> str:
         """The table and the notes as HTML; nothing in them is read as HTML."""
-        head = "".join(f"<th scope='col'>{cell}</th>" for cell in HEAD)
-        body = "".join(f"<tr>{_cells(row)}</tr>" for row in self.table())
+        head = "".join(f"<th scope='col'>{cell}</th>" for cell in HEAD[:-1])
+        body = "".join(map(_lines, self.table()))
         notes = "".join(f"<li>{html.escape(n)}</li>" for n in self.notes)
         return (
             f'<table class="wb-summary wb-opinion"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -122,12 +122,14 @@ class Opinion:
         )
 
 
-HEAD = ("quantity", "ours", "package", "theirs", "theirs - ours", "within our error", "why they differ")
+HEAD = ("quantity", "ours", "package", "theirs", "theirs - ours", "within our error", "why")
 
 
-def _cells(row: tuple[str, ...]) -> str:
-    first = f"<th scope='row'>{html.escape(row[0])}</th>"
-    return first + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+def _lines(row: tuple[str, ...]) -> str:
+    """A line of numbers, and below it the words why they differ, where there are any."""
+    quantity, *numbers, words = map(html.escape, row)
+    why = f"<tr class='wb-why'><td></td><td colspan='{len(numbers)}'>{words}</td></tr>" if words else ""
+    return f"<tr><th scope='row'>{quantity}</th><td>{'</td><td>'.join(numbers)}</td></tr>{why}"
 
 
 def _signed(difference: float, relative: float) -> str:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from types import FunctionType, MethodType
 from typing import Any, Literal, Self
 
@@ -25,6 +24,7 @@ from workbench.data import Batch
 from workbench.shell import precise
 from workbench.subject import Subject
 
+NAME = "PyHessian"
 LIMIT, TOLERANCE = 100, 1e-3
 """PyHessian's own defaults: products for an eigenvalue (vectors for the trace), and the change at which it stops."""
 Stop = Literal["rule", "limit", "time"]
@@ -186,14 +186,6 @@ class PyHessian:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-
-def name() -> str:
-    """``PyHessian 0.1``."""
-    try:
-        return f"PyHessian {version('pyhessian')}"
-    except PackageNotFoundError:
-        return "PyHessian"
 
 
 def _package() -> Any:
