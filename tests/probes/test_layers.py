@@ -56,22 +56,24 @@ def within(found: xr.DataArray, error: xr.DataArray, truth: Any, factor: float =
 @pytest.mark.parametrize("name", NETS)
 def test_exact_blocks_at_a_tight_tolerance(name: str) -> None:
     exact, whole = blocks(name), small(name).hessian
-    reading = LayerSpectra(tolerance=1e-5, top=2).run(subject(name))
+    together = name == "conv + BatchNorm"  # the whole matrix exactly, where that is cheap
+    reading = LayerSpectra(tolerance=1e-4, top=2, whole=together).run(subject(name))
     data = reading.data
     assert reading.converged
     assert list(data["layer"].values) == list(exact)
     values = [np.linalg.eigvalsh(b)[::-1] for b in exact.values()]
-    assert data.eigenvalue.values == pytest.approx(np.array([v[:2] for v in values]), rel=1e-5, abs=1e-10)
+    assert data.eigenvalue.values == pytest.approx(np.array([v[:2] for v in values]), rel=1e-4, abs=1e-10)
     scale = max(v[0] for v in values)
-    assert data.eigenvalue_min.values == pytest.approx(np.array([v[-1] for v in values]), rel=1e-4, abs=1e-5 * scale)
+    assert data.eigenvalue_min.values == pytest.approx(np.array([v[-1] for v in values]), rel=1e-3, abs=1e-4 * scale)
     traces, norms = ([float(f(b)) for b in exact.values()] for f in (torch.trace, torch.linalg.matrix_norm))
     assert data.trace.values == pytest.approx(np.array(traces), rel=1e-5)
     assert data.frobenius_norm.values == pytest.approx(np.array(norms), rel=1e-5)
     assert data.trace_share.values == pytest.approx(np.array(traces) / sum(traces), rel=1e-4)
     assert float(data.trace.sum()) == pytest.approx(float(whole.trace()), rel=1e-5)
-    assert float(data.whole_trace) == pytest.approx(float(whole.trace()), rel=1e-5)
-    mass = 1 - sum(n**2 for n in norms) / float(whole.square().sum())
-    assert float(data.off_diagonal_mass) == pytest.approx(mass, abs=1e-4)
+    if together:
+        mass = 1 - sum(n**2 for n in norms) / float(whole.square().sum())
+        assert float(data.whole_trace) == pytest.approx(float(whole.trace()), rel=1e-5)
+        assert float(data.off_diagonal_mass) == pytest.approx(mass, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -97,13 +99,13 @@ def test_stated_errors_hold_as_it_comes(name: str) -> None:
 
 
 def test_blocks_level_and_the_whole_beside_another_probe() -> None:
-    reading = LayerSpectra(level="block", tolerance=1e-4).run(subject("transformer encoder"))
+    reading = LayerSpectra(level="block", tolerance=2e-3).run(subject("transformer encoder"))
     assert list(reading.data["layer"].values) == ["embed", "body", "head"]
     exact = blocks("transformer encoder", "block")
     wanted = [float(torch.linalg.eigvalsh(b)[-1]) for b in exact.values()]
-    assert reading.data.eigenvalue.values[:, 0] == pytest.approx(np.array(wanted), rel=1e-4)
-    whole = HessianSpectrum(tolerance=1e-4, density=False, trace=False).run(subject("transformer encoder"))
-    assert float(reading.data.whole_eigenvalue) == pytest.approx(float(whole.data.eigenvalue[0]), rel=1e-6)
+    assert reading.data.eigenvalue.values[:, 0] == pytest.approx(np.array(wanted), rel=2e-3)
+    whole = HessianSpectrum(top=1, tolerance=1e-4, density=False, trace=False).run(subject("transformer encoder"))
+    assert float(reading.data.whole_eigenvalue) == pytest.approx(float(whole.data.eigenvalue[0]), rel=1e-4)
     assert max(wanted) <= float(reading.data.whole_eigenvalue) * (1 + 1e-9)
 
 

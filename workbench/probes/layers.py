@@ -53,8 +53,10 @@ class LayerSpectra(Probe[Subject]):
     normalisation is multiplied by a number. Very unequal blocks are where adaptive optimizers help (Zhang et al. 2024).
     ``analysed`` says of every parameter whether it is in these numbers; the notes say why others are not.
 
-    What it costs: 20 to 40 products a layer, each 0.5 to 1 of one with H, and some 40 with H itself (``whole``). Every
-    layer gets three products first, so that the picture is there at once. Memory: about 25 vectors of P entries.
+    What it costs: 20 to 40 products a layer, each at most as much as one with H and the less the closer the layer lies
+    to the output (a tenth is usual); then some 40 with H itself (``whole``), which take most of the time. Every layer
+    gets three products first, so that the picture is there at once. Memory: about 25 vectors of P entries (more for
+    small models).
 
     When it misleads: λ_1 without ``scaled`` compares layers by their units, and rescaling two layers against each other
     moves curvature between them while the network stays the same. ``scaled`` is free of that only for layers that a
