@@ -21,6 +21,8 @@ from workbench.figure import Bars, Contour, Figure, Heat, Panel, Rule, Surface
 
 _NARROW = 2.4
 """Inches below which a three-dimensional panel gets smaller words."""
+_TALL = 2.0
+"""Inches that a row of a figure with several rows gets at most, so that a wide figure still leaves room for words."""
 
 
 def paper(figure: Figure, where: Venue | None = None, height: float | None = None, raster: bool = True) -> Any:
@@ -51,12 +53,14 @@ def paper(figure: Figure, where: Venue | None = None, height: float | None = Non
 
 def _height(figure: Figure, where: Venue, rows: int, columns: int) -> float:
     """Panels at the venue's ratio, plus the lines of text above and below them."""
-    tall = max(_ratio(p, where, where.width / columns) for p in figure.panels)
+    row = max(_ratio(p, where, where.width / columns) for p in figure.panels) * where.width / columns
+    if rows > 1 and not any(p.square or p.solid for p in figure.panels):
+        row = min(row, _TALL)
     line = where.size / 72
     extra = 1.6 * line * bool(figure.title) + 1.3 * line * bool(figure.note)
     titles = 1.4 * line * any(p.title for p in figure.panels) * rows
     legends = rows * max(_legend_lines(p, where.width / columns) for p in figure.panels) * 1.25 * where.small / 72
-    return rows * tall * where.width / columns + extra + titles + legends
+    return rows * row + extra + titles + legends
 
 
 def _legend_lines(panel: Panel, width: float) -> int:
