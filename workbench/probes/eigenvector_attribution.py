@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.data import Batch
-from workbench.figure import Axis, Bars, Figure, Line, Panel, Points, Rule
+from workbench.figure import Figure
 from workbench.numerics.basis import norm
 from workbench.numerics.overlap import vector_sines
 from workbench.numerics.sampling import Draw
@@ -25,14 +25,13 @@ from workbench.operators.table import WORDS, curvature
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.selftest import test_bytes
+from workbench.spectra import attributed
 from workbench.spectra.run import Aim, SpectralRun
 from workbench.subject import Subject
 
 Floats = NDArray[np.float64]
 NAMED = 5
 """Examples that the notes name."""
-DRAWN = 40
-"""Layers and classes that are drawn with their names; of more, those with the largest parts."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class EigenvectorAttribution(Probe[Subject]):
     Errors: ``residual`` bounds the eigenvalue's; ``misalignment`` bounds the sine of the angle between v and the
     eigenvector, residual over gap (Davis and Kahan 1970), and with it the shares'. ``contribution_error`` is a
     first-order estimate, not a bound: the change of each contribution as v turns by that angle along its residual.
-    ``saliency_error`` is the change with twice the step of the differences along v by which slopes are computed
-    (PyTorch's third derivatives are wrong through LayerNorm and BatchNorm); kinks of the model (ReLU) enlarge it.
+    ``saliency_error`` is the change with twice the step of the differences along v by which slopes are computed, in
+    float64 (PyTorch's third derivatives are wrong through LayerNorm and BatchNorm); kinks of the model enlarge it.
     ``contribution_mean`` repeats the eigenvalue by another computation, and its error is how far the two are apart.
 
     Source: Pearlmutter 1994 for products by differentiation; the weights' derivative is our own.
@@ -119,7 +118,7 @@ class EigenvectorAttribution(Probe[Subject]):
             raise ValueError(f"{self.name}.rank is {self.rank}, but there are {subject.size} parameters; ask for less.")
         with curvature(subject, self.operator) as matrix:
             run = _Run(self, subject, matrix, losses)
-            for step in (run.spectrum(draw), run.examples()):
+            for step in (run.spectrum(draw), run.examples(), run.inputs()):
                 for _ in step:
                     yield run.report()
         yield run.report(last=True)
@@ -143,13 +142,7 @@ class EigenvectorAttribution(Probe[Subject]):
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Contributions sorted and against the loss, and the parts of layers, classes and inputs."""
-        panels = [_sorted(data), _losses(data), _layers(data)]
-        if np.isfinite(data.class_contribution).any():
-            panels.append(_classes(data))
-        if data.sizes["feature"] > 1:
-            line = Line(np.arange(data.sizes["feature"]), data.saliency.values)
-            panels.append(Panel((line,), Axis("entry of the input"), Axis("saliency"), title="inputs"))
-        return Figure(tuple(panels))
+        return Figure(attributed.panels(data))
 
     def estimate(self, subject: Subject) -> Cost:
         """The Lanczos run's basis and graph, or one chunk's graph three times differentiated."""
@@ -194,7 +187,7 @@ class _Run:
             "class_": np.arange(classes),
             "feature": np.arange(self.features),
         }
-        self.turned, self.slopes = np.full(n, np.nan), np.zeros((2, self.features))
+        self.turned = np.full(n, np.nan)
         self.values |= {"contribution": np.full(n, np.nan), "label": np.full(n, np.nan)}
         sizes = np.array([group.size for group in self.layers])
         self.values |= {"loss": self.losses.cpu().numpy(), "layer_parameters": sizes / subject.size}
@@ -237,12 +230,10 @@ class _Run:
         total, seen = torch.zeros_like(self.vector), 0
         for batch in self.subject.batches():
             found = forms(self.subject, self.matrix.leaves, batch, parts, rest, self.probe.operator)
-            if self.features > 1:
-                self.look_at_inputs(batch, parts)
             total += torch.cat([p.reshape(-1) for p in found.product])
             self.put(slice(seen, seen + batch.size), batch, found)
             seen += batch.size
-            self.done = 0.7 + 0.3 * seen / self.subject.examples
+            self.done = 0.7 + 0.15 * seen / self.subject.examples
             self.values |= self.sums(total / self.subject.total_weight, seen)
             yield
 
@@ -255,14 +246,23 @@ class _Run:
         if labels is not None:
             self.values["label"][at] = labels.cpu().numpy()
 
-    def look_at_inputs(self, batch: Batch, parts: Sequence[Tensor]) -> None:
-        """Slopes by the inputs, and how they change with twice the step."""
-        subject, leaves = self.subject, self.matrix.leaves
-        scale = subject.examples / subject.total_weight
-        step = torch.finfo(subject.dtype).eps ** (1 / 3) * (float(norm(subject.flatten(subject.params))) or 1.0)
-        one, two = (slopes(subject, leaves, batch, parts, h, self.probe.operator).double() for h in (step, 2 * step))
-        sizes = torch.stack([t.detach().abs().flatten(1).sum(0) for t in (one, two - one)])
-        self.slopes += scale * sizes.cpu().numpy()
+    def inputs(self) -> Iterator[None]:
+        """Slopes by the inputs, and how they change with twice the step; in float64 where the model has such a form."""
+        assert self.vector is not None
+        if self.features == 1:
+            return
+        subject, n = fine(self.subject), self.subject.examples
+        params, direction = subject.params, list(subject.unflatten(self.vector.to(subject.dtype)).values())
+        step = torch.finfo(subject.dtype).eps ** (1 / 3) * (float(norm(subject.flatten(params))) or 1.0)
+        sums, seen = np.zeros((2, self.features)), 0
+        for batch in subject.batches():
+            one, two = (slopes(subject, params, batch, direction, h, self.probe.operator) for h in (step, 2 * step))
+            sizes = torch.stack([t.detach().double().abs().flatten(1).sum(0) for t in (one, two - one)])
+            sums += sizes.cpu().numpy() * (n / subject.total_weight)
+            seen += batch.size
+            self.values["saliency"], self.values["saliency_error"] = sums / seen
+            self.done = 0.85 + 0.15 * seen / n
+            yield
 
     # --- what it says -----------------------------------------------------------------------------------------------
 
@@ -278,8 +278,6 @@ class _Run:
         found |= {"effective_examples": whole, "effective_examples_error": float(np.abs(np.array(moved) - whole).max())}
         if self.labelled:
             found |= self.by_class(turn)
-        if self.features > 1:
-            found["saliency"], found["saliency_error"] = self.slopes / seen
         if seen == self.subject.examples:
             value = float(self.values["eigenvalue"])
             mean = float(parts.mean())
@@ -332,6 +330,19 @@ class _Run:
         return tuple(said)
 
 
+def fine(subject: Subject) -> Subject:
+    """The subject in float64; itself where that is its precision, or the model does not run in it."""
+    if subject.dtype == torch.float64:
+        return subject
+    try:
+        found = subject.excerpt(subject.examples, torch.float64).with_plan(subject.plan)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
+        return subject
+    return found if found.examples == subject.examples else subject  # of ragged batches an excerpt is the first
+
+
 def _labels(batch: Batch) -> Tensor | None:
     """One class for each example, where there is one."""
     found = batch.targets
@@ -350,47 +361,3 @@ def _inside(group: Group, one: dict[str, Tensor], two: dict[str, Tensor]) -> Ten
     """The inner product over a group's parameters, in float64."""
     products = [part.of(one[part.name]).double() * part.of(two[part.name]).double() for part in group.parts]
     return torch.stack([p.sum() for p in products]).sum()
-
-
-def _sorted(data: xr.Dataset) -> Panel:
-    order = data.example_at.values
-    known = order[np.isfinite(order)].astype(int)
-    found, error = data.contribution.values[known], data.contribution_error.values[known]
-    marks = (Rule(0.0), Points(np.arange(1.0, len(known) + 1), found, error, "example"))
-    return Panel(marks, Axis("examples, sorted"), _scale(found), title="contributions")
-
-
-def _scale(found: Floats, label: str = "contribution") -> Axis:
-    typical = float(np.median(np.abs(found))) if found.size else math.nan
-    return Axis(label, "symlog", threshold=typical) if typical > 0 else Axis(label)
-
-
-def _losses(data: xr.Dataset) -> Panel:
-    found, loss = data.contribution.values, data.loss.values
-    mark = Points(loss, found, label="example", role="second")
-    return Panel((mark,), _scale(loss, "loss"), _scale(found[np.isfinite(found)]), title="contribution by loss")
-
-
-def _layers(data: xr.Dataset) -> Panel:
-    share, names = data.layer_share.values, [str(name) for name in data["layer"].values]
-    chosen = _largest(share)
-    at, error = np.arange(chosen.size, dtype=float), float(data.misalignment)
-    label = tuple(names[i] for i in chosen)
-    bars = Bars(at, share[chosen], np.full(chosen.size, error), "share of the vector", names=label)
-    parameters = Points(at, data.layer_parameters.values[chosen], label="share of the parameters", role="second")
-    return Panel((bars, parameters), Axis("layer"), Axis("share"), title="layers")
-
-
-def _classes(data: xr.Dataset) -> Panel:
-    found = data.class_contribution.values
-    chosen = _largest(found)
-    at, label = np.arange(chosen.size, dtype=float), tuple(str(int(c)) for c in data["class_"].values[chosen])
-    bars = Bars(at, found[chosen], data.class_contribution_error.values[chosen], names=label)
-    return Panel((bars,), Axis("class"), Axis("part of the eigenvalue"), title="classes")
-
-
-def _largest(values: Floats) -> NDArray[np.intp]:
-    """All places, or those of the largest values in their own order where there are too many to draw."""
-    if values.size <= DRAWN:
-        return np.arange(values.size)
-    return np.sort(np.argsort(-np.abs(values), kind="stable")[:DRAWN])
