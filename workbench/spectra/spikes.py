@@ -11,6 +11,9 @@ from workbench.numerics.bulk import QUANTILE, Bulk, bulk_of_run, gap_count, tail
 from workbench.numerics.krylov import Krylov
 from workbench.numerics.quadrature import gauss
 
+FEWEST = 50
+"""Eigenvalues below which there is no bulk to speak of."""
+
 
 def spikes(
     state: Krylov, size: int, classes: int | None, deep: bool, floor: float
@@ -27,7 +30,7 @@ def spikes(
     count, ratio = gap_count(known, most, floor)
     found: dict[str, Any] = {"outliers_gap": count if known.size > 1 else math.nan, "gap_ratio": ratio}
     notes = _cut_off(state.top_values.size, most, size)
-    bulk, error = _bulk(state, size, classes) if deep else (None, math.nan)
+    bulk, error = _bulk(state, size, classes) if deep and size >= FEWEST else (None, math.nan)
     if bulk is None:
         return found, notes
     tail, tail_error = tail_count(gauss(state.alpha, state.beta), bulk.edge, size)
