@@ -171,6 +171,26 @@ class Words(nn.Module):
         return self.head(torch.tanh(self.table(words)))
 
 
+def test_slopes_are_taken_in_float64_for_models_in_float32() -> None:
+    model, (x, y) = filled(Normed()), examples()
+    fine = EigenvectorAttribution(tolerance=1e-6, inputs=True).run(Subject(model, (x, y))).data
+    coarse = EigenvectorAttribution(inputs=True).run(Subject(model.float(), (x.float(), y))).data
+    assert coarse.saliency.values == pytest.approx(fine.saliency.values, rel=1e-3)
+    assert (coarse.saliency_error.values < 1e-4 * coarse.saliency.values).all()
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+def test_a_layers_own_block_is_told_from_what_is_between_layers(operator: Any) -> None:
+    model, (x, y) = dense(), examples()
+    data = EigenvectorAttribution(operator=operator, tolerance=1e-3, blocks=True).run(Subject(model, (x, y))).data
+    whole = hessians(model, x, y, operator).mean(0)
+    v = np.linalg.eigh(whole)[1][:, -1]
+    own = np.array([v[part] @ whole[part, part] @ v[part] for part in (slice(0, 16), slice(16, 31))])
+    assert (np.abs(data.layer_own.values - own) <= data.layer_own_error.values + 1e-9).all()
+    assert data.layer_own_error.values.max() < 0.1 * np.abs(own).max()
+    assert abs(own.sum() - float(data.eigenvalue)) > 0.1 * own.max(), "there is something between the layers"
+
+
 def test_sequences_with_masked_words_are_examples_whose_mean_is_the_eigenvalue() -> None:
     rng = torch.Generator().manual_seed(1)
     words = torch.randint(5, (7, 4), generator=rng)

@@ -25,6 +25,8 @@ from workbench.subject import Subject
 
 MOST_PRODUCTS = 300
 """Products that one batch may take."""
+POOR = 3.0
+"""Standard errors by which a law may miss the means before the notes say so."""
 EACH = 15
 """Products that one end of a batch's spectrum usually takes."""
 
@@ -319,6 +321,8 @@ class _Run:
             said.append("BatchNorm's statistics are each batch's own, so batches differ by more than their examples")
         if "noise" in self.values and not self.values["noise"] > 0:
             said.append("batches are not sharper than all examples so far: the additive law does not apply")
+        if min(self.values.get("noise_misfit", 0.0), self.values.get("bulk_misfit", 0.0)) > POOR:
+            said.append(f"neither law fits: the means of sizes are off by more than {POOR:.0f} standard errors")
         return tuple(said)
 
 

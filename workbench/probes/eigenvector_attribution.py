@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.data import Batch
 from workbench.figure import Figure
-from workbench.numerics.basis import norm
+from workbench.numerics.basis import dot, norm
 from workbench.numerics.overlap import vector_sines
 from workbench.numerics.sampling import Draw
 from workbench.operators.attribution import NOT_APART, AttributedName, Forms, forms, single_input, slopes
@@ -41,8 +41,9 @@ class EigenvectorAttribution(Probe[Subject]):
     What it measures, for the unit eigenvector v with eigenvalue λ, the kth largest: each example's ``contribution``
     vᵀH_i v, with H_i the Hessian of its loss; their mean is λ. ``class_contribution``, the part of λ that comes from
     the examples of a class (their sum is λ). ``layer_share``, ‖v_l‖² of the parameters of a layer (their sum is 1), and
-    ``layer_curvature``, v_lᵀ(Hv)_l (their sum is λ). With ``inputs`` also ``saliency``, the mean of
-    |∂(vᵀH_i v)/∂x_i| for each entry of the input. For sequences an example is a whole sequence.
+    ``layer_curvature``, v_lᵀ(Hv)_l (their sum is λ). With ``blocks`` also ``layer_own``, v_lᵀH_ll v_l, what of that is
+    the layer's own block; the rest is between layers. With ``inputs`` also ``saliency``, the mean of |∂(vᵀH_i v)/∂x_i|
+    for each entry of the input. For sequences an example is a whole sequence.
 
     How to read it: ``effective_examples`` = (Σ|c|)²/Σc² tells a direction that all examples share (near n) from one
     that few make; outliers of the spectrum often belong to a class or to mislabelled and hard examples, which
@@ -51,12 +52,12 @@ class EigenvectorAttribution(Probe[Subject]):
 
     What it costs: a Lanczos run for ``rank`` + 1 pairs and one pass of some 6 gradients over the examples, whatever
     their number: weights on the losses, differentiated after two backward passes, give all vᵀH_i v at once. One more
-    pass of some 16 gradients with ``inputs``.
+    pass of some 16 gradients with ``inputs``, and a product for each layer with ``blocks``.
 
     When it misleads: in a cluster of close eigenvalues v is one of many vectors that would do as well, and so are all
     parts of it; ``misalignment`` and all errors are then unknown. At an eigenvector v_lᵀ(Hv)_l = λ‖v_l‖²: that a layer
-    holds much of v does not mean that its own block of H is as curved. A layer's share grows with the scale on which
-    its parameters are written. Saliency depends on the scale of the inputs.
+    holds much of v does not mean that its own block of H is as curved, which ``layer_own`` tells. A layer's share grows
+    with the scale on which its parameters are written. Saliency depends on the scale of the inputs.
 
     Errors: ``residual`` bounds the eigenvalue's; ``misalignment`` bounds the sine of the angle between v and the
     eigenvector, residual over gap (Davis and Kahan 1970), and with it the shares'. ``contribution_error`` is a
@@ -77,6 +78,7 @@ class EigenvectorAttribution(Probe[Subject]):
         Range(1e-6, 0.1, log=True, soft=(1e-4, 0.02)),
         Doc("What counts as converged: a pair's residual over its eigenvalue. Vectors need more than eigenvalues."),
     ] = 1e-3
+    blocks: Annotated[bool, Doc("Whether to tell each layer's own block from what is between layers.")] = False
     inputs: Annotated[bool, Doc("Whether to look for the entries of the inputs that matter.")] = False
 
     variables: ClassVar[tuple[Variable, ...]] = (
@@ -91,6 +93,8 @@ class EigenvectorAttribution(Probe[Subject]):
         Variable("layer_share", ("layer",), "the layer's share of the vector, ‖v_l‖²", error="misalignment"),
         Variable("layer_curvature", ("layer",), "the layer's part of the eigenvalue", error="layer_curvature_error"),
         Variable("layer_curvature_error", ("layer",), "bound by residual and angle"),
+        Variable("layer_own", ("layer",), "what of it is the layer's own block", error="layer_own_error"),
+        Variable("layer_own_error", ("layer",), "first-order bound by the vector's angle"),
         Variable("layer_parameters", ("layer",), "the layer's share of the parameters"),
         Variable("class_contribution", ("class_",), "the class's part of the eigenvalue",
                  error="class_contribution_error"),
@@ -153,7 +157,8 @@ class EigenvectorAttribution(Probe[Subject]):
         words = (
             f"{min(aim.rows(size, itemsize), size)} basis vectors of {size} parameters, then one pass over the examples"
         )
-        return Cost(max(run, chunk), aim.products(size) + 7, words)
+        more = 16 * self.inputs + len(groups(subject)) * self.blocks
+        return Cost(max(run, chunk), aim.products(size) + 7 + more, words)
 
 
 @dataclass
@@ -168,6 +173,7 @@ class _Run:
     met: bool = False
     said: tuple[str, ...] = ()
     gap: float = math.nan
+    sine: float = math.nan
     vector: Tensor | None = None
     rest: Tensor | None = None
     values: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -205,12 +211,27 @@ class _Run:
         self.met, self.said = run.converged, run.notes()
         values, residuals = np.array(run.values["eigenvalue"]), np.array(run.values["residual"])
         values[size:], residuals[size:] = -np.inf, 0.0
-        sine = float(vector_sines(values, residuals)[at])
-        self.values["misalignment"], self.gap = sine, residuals[at] / sine if sine > 0 else math.nan
+        self.sine = self.values["misalignment"] = float(vector_sines(values, residuals)[at])
+        self.gap = residuals[at] / self.sine if self.sine > 0 else math.nan
         assert run.state is not None
         self.vector = run.state.vectors([at])[0]
         product = self.matrix.matvec(self.vector)
         self.rest = product - float(values[at]) * self.vector
+        if self.probe.blocks:
+            yield from self.own()
+
+    def own(self) -> Iterator[None]:
+        """v_lᵀ H_ll v_l, layer by layer, by a product with v_l alone."""
+        assert self.vector is not None
+        own, length, sine = np.full(len(self.layers), np.nan), np.full(len(self.layers), np.nan), 2 * self.sine
+        for i, group in enumerate(self.layers):
+            places = group.index(self.subject.params)
+            inside = torch.zeros_like(self.vector)
+            inside[places] = self.vector[places]
+            product = self.matrix.matvec(inside)[places]
+            own[i], length[i] = float(dot(self.vector[places], product)), float(norm(product))
+            self.values |= {"layer_own": own, "layer_own_error": sine * length, "products": self.matrix.products}
+            yield
 
     def take(self, run: SpectralRun) -> None:
         """The eigenvalue so far, and the loss."""
@@ -300,8 +321,7 @@ class _Run:
         pairs = ((self.vector, self.vector), (self.vector, product), (self.vector, rest))
         rows = [[_inside(group, subject.unflatten(a), subject.unflatten(b)) for group in self.layers] for a, b in pairs]
         share, part, off = torch.stack([torch.stack(row) for row in rows]).cpu().numpy()
-        sine = float(self.values["misalignment"])
-        error = np.abs(off) + abs(float(self.values["eigenvalue"])) * sine + float(self.values["residual"])
+        error = np.abs(off) + abs(float(self.values["eigenvalue"])) * self.sine + float(self.values["residual"])
         return {"layer_share": share, "layer_curvature": part, "layer_curvature_error": error}
 
     def report(self, last: bool = False) -> Reading:

@@ -56,8 +56,11 @@ def _layers(data: xr.Dataset) -> Panel:
     at, error = np.arange(chosen.size, dtype=float), float(data.misalignment)
     label = tuple(names[i] for i in chosen)
     bars = Bars(at, share[chosen], np.full(chosen.size, error), "share of the vector", names=label)
+    known, scale = data.layer_own.values[chosen], abs(float(data.eigenvalue))
+    own = Points(at, known / scale, data.layer_own_error.values[chosen] / scale, "own block, share of λ", "third")
     parameters = Points(at, data.layer_parameters.values[chosen], label="share of the parameters", role="second")
-    return Panel((bars, parameters), Axis("layer"), Axis("share"), title="layers")
+    marks = (bars, parameters, own) if np.isfinite(known).any() else (bars, parameters)
+    return Panel(marks, Axis("layer"), Axis("share"), title="layers")
 
 
 def _classes(data: xr.Dataset) -> Panel:
