@@ -82,7 +82,7 @@ def get(name: str) -> type:
     if short in known:
         return known[short]
     lower = {n.lower(): n for n in known}
-    near = [lower[n] for n in difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.5)]
+    near = [lower[n] for n in difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.6)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"there is no probe called {name!r}.{hint} There are: {', '.join(sorted(known)) or 'none'}.")
 
