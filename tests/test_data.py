@@ -230,3 +230,22 @@ def test_an_encoding_answers_to_attributes() -> None:
     assert made.input_ids.tolist() == [0, 1, 2]
     with pytest.raises(AttributeError, match="input_ids, more"):
         _ = made.labels
+
+
+def test_each_example_knows_where_it_stood_in_the_data() -> None:
+    x, y = torch.arange(20.0)[:, None], torch.arange(20)
+    data = TensorDataset(x, y)
+    sampler = torch.utils.data.SubsetRandomSampler([3, 8, 11, 19])
+    for source, limit in (
+        ((x, y), 7),
+        ([(x[:9], y[:9]), (x[9:], y[9:])], 7),
+        (data, None),
+        (DataLoader(data, batch_size=3, shuffle=True), 7),
+        (DataLoader(data, batch_size=3, sampler=sampler), 3),
+        (((x[i : i + 4], y[i : i + 4]) for i in range(0, 20, 4)), 6),
+    ):
+        found = freeze(source, limit, seed=1)
+        assert list(found.places) == found.parts[0][1].tolist()
+        assert len(found.places) == found.size
+        assert list(found.picked([0, 2]).places) == [found.places[0], found.places[2]]
+        assert list(found.some(2).places) == list(found.places[:2])

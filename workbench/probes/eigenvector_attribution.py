@@ -50,7 +50,7 @@ class EigenvectorAttribution(Probe[Subject]):
     ``example_at`` and ``given_at`` name, the largest contribution first, by their place among the subject's examples
     and in the data that were given. Negative contributions come from examples that are curved downwards along v.
 
-    What it costs: a Lanczos run for ``rank`` + 1 pairs and one pass of some 6 gradients over the examples, whatever
+    What it costs: a Lanczos run for ``rank`` + 1 pairs and one pass of some 9 gradients over the examples, whatever
     their number: weights on the losses, differentiated after two backward passes, give all vᵀH_i v at once. One more
     pass of some 16 gradients with ``inputs``, and a product for each layer with ``blocks``.
 
