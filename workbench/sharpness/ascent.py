@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.numerics.basis import dot
 from workbench.sharpness.balls import Ball
 from workbench.sharpness.found import Found
 from workbench.sharpness.point import Point, value_and_slope
@@ -19,18 +20,21 @@ FRESH = 0.75
 FIRST_STEP = 2.0
 """Length of the first step, in radii."""
 SETTLED = 0.02
-"""Share of the rise that the last quarter of the steps may still add to an ascent that counts as converged."""
+"""Share of the rise that the gradient may still promise within the ball at the end of a converged ascent."""
 RANDOM = 10_000
 """Number of the random vectors that ascents start from: away from those that other definitions draw."""
 
 
 @dataclass(frozen=True, eq=False)
 class Climb:
-    """How far one ascent came: the step, its loss (a 0-d float64 tensor), and the loss when a quarter was left."""
+    """How far one ascent came: the step, and as 0-d float64 tensors its loss and what is left to gain to first order.
+
+    The latter, max ⟨∇L, δ' - δ⟩ over the ball, is zero exactly where no small step within the ball raises the loss.
+    """
 
     step: Tensor
     loss: Tensor
-    earlier: Tensor
+    left: Tensor
 
 
 def ascend(subject: Subject, weights: Tensor, ball: Ball, start: Tensor, steps: int) -> Iterator[Climb]:
@@ -43,9 +47,8 @@ def ascend(subject: Subject, weights: Tensor, ball: Ball, start: Tensor, steps: 
     here = before = start
     loss, slope = value_and_slope(subject, weights + here)
     length = torch.full((), FIRST_STEP, dtype=start.dtype, device=start.device)
-    earlier = loss
-    yield Climb(here, loss, earlier)
-    for step in range(1, steps + 1):
+    yield Climb(here, loss, dot(slope, ball.steepest(slope) - here))
+    for _ in range(steps):
         target = ball.project(here + length * ball.uphill(slope))
         tried = ball.project(here + FRESH * (target - here) + (1 - FRESH) * (here - before))
         found, bent = value_and_slope(subject, weights + tried)
@@ -53,8 +56,7 @@ def ascend(subject: Subject, weights: Tensor, ball: Ball, start: Tensor, steps: 
         before = here
         here, slope = torch.where(better, tried, here), torch.where(better, bent, slope)
         loss, length = torch.where(better, found, loss), torch.where(better, length, length / 2)
-        earlier = loss if step <= 3 * steps // 4 else earlier
-        yield Climb(here, loss, earlier)
+        yield Climb(here, loss, dot(slope, ball.steepest(slope) - here))
 
 
 Starts = Callable[[Tensor], tuple[Tensor, ...]]
@@ -82,8 +84,7 @@ def _report(point: Point, ball: Ball, steps: int, climbs: list[Climb], done: flo
     # The last word has the per-example sums of a forward pass, as all other definitions do.
     rises = [point.rise(c.step) if done == 1 else float(c.loss) - point.loss for c in climbs]
     best = max(range(len(rises)), key=rises.__getitem__)
-    late = float(climbs[best].loss - climbs[best].earlier)
-    settled = late <= max(SETTLED * abs(rises[best]), point.rounding)
+    settled = float(climbs[best].left) <= max(SETTLED * abs(rises[best]), point.rounding)
     return Found(
         rises[best],
         max(rises[best] - min(rises), point.rounding) if len(rises) > 1 else float("nan"),

@@ -23,7 +23,7 @@ def block_sharpness(point: Point, ball: Ball, steps: int, m: int) -> Iterator[Fo
     Error: the weighted gap between the two starts. Source: Foret et al. 2021; Andriushchenko and Flammarion 2022.
     """
     places = _blocks(point, m)
-    rise = gap = late = seen = 0.0
+    rise = gap = left = seen = 0.0
     for number, chosen in enumerate(places, 1):
         block = point.subject.selected(chosen)
         climbs = _climb(point, block, ball, steps)
@@ -31,12 +31,12 @@ def block_sharpness(point: Point, ball: Ball, steps: int, m: int) -> Iterator[Fo
         found = [block.loss(block.unflatten(point.weights + c.step)) - base for c in climbs]
         rise += block.total_weight * max(found)
         gap += block.total_weight * (max(found) - min(found))
-        late += block.total_weight * max(float(c.loss - c.earlier) for c in climbs)
+        left += block.total_weight * float(climbs[found.index(max(found))].left)
         seen += block.total_weight
         yield Found(
             rise / seen,
             max(gap / seen, point.rounding),
-            converged=number == len(places) and late <= max(SETTLED * abs(rise), point.rounding * seen),
+            converged=number == len(places) and left <= max(SETTLED * abs(rise), point.rounding * seen),
             done=number / len(places),
             protocol=_words(ball, steps, m, places),
             radius=ball.radius,

@@ -27,18 +27,19 @@ RESOLVED = 0.25
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """One batch at the classifier: features (n, d) in float64, and the outputs (n, C) with the loss's slope there."""
+    """One batch at the classifier: features (n, d) in float64; outputs (..., C) in n rows, and the loss's slope."""
 
     features: Tensor
     outputs: Tensor
     slope: Tensor
 
     def bend(self, direction: Tensor) -> Tensor:
-        """H_ℓ u for each row, (n, C), for one direction u (C,): the loss comes apart by rows."""
-        if not self.slope.requires_grad:
-            return torch.zeros_like(self.slope)
+        """H_ℓ u for each row, (n, C) in float64, for one direction u (C,): the loss comes apart by rows."""
         along = direction.to(self.slope).expand_as(self.slope)
-        return torch.autograd.grad(self.slope, self.outputs, along, retain_graph=True)[0]
+        if not self.slope.requires_grad:
+            return torch.zeros_like(along).flatten(0, -2).double()
+        found = torch.autograd.grad(self.slope, self.outputs, along, retain_graph=True)[0]
+        return found.flatten(0, -2).double()
 
 
 def relative_flatness(point: Point, layer: str | None, standardise: bool) -> Iterator[Found]:
@@ -78,7 +79,7 @@ def neuronwise_flatness(point: Point, layer: str | None, standardise: bool) -> I
     for rows in _rows(point, classifier):
         features = rows.features / scale
         for s, unit in enumerate(torch.eye(weight.shape[0], dtype=torch.float64, device=weight.device)):
-            grams[s] += features.T @ (rows.bend(unit)[:, s, None].double() * features)
+            grams[s] += features.T @ (rows.bend(unit)[:, s, None] * features)
     top = torch.stack([torch.linalg.eigvalsh(gram)[-1] for gram in grams]) / point.subject.total_weight
     value = float((squares * top).sum())
     yield _exact(point, value, f"Σ ‖w_s‖² λ_1(H_ss) over the rows of {classifier.layer.name}{_words(standardise)}")
@@ -134,7 +135,7 @@ def _spread(point: Point, classifier: Classifier, standardise: bool) -> Tensor:
 
 def _form(rows: _Rows, direction: Tensor, squares: Tensor) -> Tensor:
     """Σ_rows ‖φ‖² uᵀ H_ℓ u for one direction u (C,)."""
-    bent = rows.bend(direction).flatten(0, -2).double()
+    bent = rows.bend(direction)
     return (squares * (bent @ direction.to(bent))).sum()
 
 
