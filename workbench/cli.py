@@ -77,6 +77,9 @@ def _demo(chosen: argparse.Namespace) -> None:
 def _add_probe(parser: argparse.ArgumentParser) -> None:
     _add_target(parser)
     parser.add_argument("--step", default="last", help="recorded step to look at (default: last)")
+    parser.add_argument(
+        "--second-opinion", action="store_true", help="print what other packages say, for a minute more"
+    )
 
 
 def _add_along(parser: argparse.ArgumentParser) -> None:
@@ -106,18 +109,22 @@ def _add_figure(parser: argparse.ArgumentParser) -> None:
 
 def _probe(chosen: argparse.Namespace) -> None:
     from workbench import catalog
+    from workbench.interop.opinion import why_not
     from workbench.trajectory import Trajectory
 
     probe = catalog.make(chosen.probe, _settings(chosen.set))
+    if chosen.second_opinion and (words := why_not(probe)):
+        raise ValueError(words)
     trajectory = Trajectory.open(chosen.recording, trust=chosen.trust)
-    if probe.looks_at == "trajectory":
-        _measure(probe, trajectory, chosen)
-    elif probe.looks_at == "subject":
-        _measure(probe, trajectory.subject(_step(chosen.step, trajectory)), chosen)
-    else:
+    if probe.looks_at not in ("subject", "trajectory"):
         raise TypeError(
             f"{probe.name} looks at {probe.looks_at}, which one recorded run does not make; use it in Python."
         )
+    whole = probe.looks_at == "trajectory"
+    target = trajectory if whole else trajectory.subject(_step(chosen.step, trajectory))
+    reading = _measure(probe, target, chosen)
+    if chosen.second_opinion:
+        print(reading.second_opinion(target))
 
 
 def _along(chosen: argparse.Namespace) -> None:
@@ -144,7 +151,7 @@ def _step(word: str, trajectory: Trajectory) -> int:
     return int(word)
 
 
-def _measure(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> None:
+def _measure(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> Reading:
     """Ask the run's store, else measure; print the numbers, keep the reading, draw it where asked."""
     from workbench.store import Store
 
@@ -159,6 +166,7 @@ def _measure(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> None
     _report(reading, key, store)
     if chosen.out:
         _draw(reading, chosen.out, chosen)
+    return reading
 
 
 def _run(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> Reading:

@@ -135,7 +135,7 @@ def _lines(row: tuple[str, ...]) -> str:
 def _signed(difference: float, relative: float) -> str:
     if math.isnan(difference):
         return ""
-    share = "" if math.isnan(relative) else f" ({100 * relative:+.3g} %)"
+    share = "" if math.isnan(relative) else f" ({100 * relative:+.{2 if abs(relative) < 0.995 else 3}g} %)"
     return f"{difference:+.2g}{share}"
 
 
