@@ -51,8 +51,8 @@ def forms(
 ) -> Forms:
     """What each example of a batch adds to vᵀAv, v = ``direction``, and to rᵀAv, r = ``other``.
 
-    Cost: the gradient's graph and three more backward passes, some 9 gradients' time (4 for Gauss-Newton) and 4 gradients' memory. Where
-    examples see each other (statistics of a batch), an example's part is that of its own loss.
+    Cost: the gradient's graph and three more backward passes, some 9 gradients' time (4 for Gauss-Newton) and 4
+    gradients' memory. Where examples see each other (statistics of a batch), an example's part is that of its own loss.
 
     Raises:
         ValueError: the batch's loss is not a sum over examples.
