@@ -18,7 +18,7 @@ def autoregressive(rho: float, chains: int, draws: int, seed: int = 0) -> np.nda
     rng = np.random.default_rng(seed)
     noise = math.sqrt(1 - rho**2) * rng.standard_normal((chains, draws))
     noise[:, 0] /= math.sqrt(1 - rho**2)
-    return lfilter([1.0], [1.0, -rho], noise, axis=1)
+    return np.asarray(lfilter([1.0], [1.0, -rho], noise, axis=1))
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9, 0.97, -0.4])
