@@ -53,6 +53,16 @@ def test_probe_prints_numbers_stores_the_reading_and_draws_it(
     assert wb.load(tmp_path / "again.pdf").data.equals(wanted.data)
 
 
+def test_a_second_opinion_is_printed_also_of_a_stored_reading(run: Path, capsys, own_store: Path) -> None:
+    words = ["probe", str(run), "--probe", "HessianSpectrum", "--set", "top=1", "--set", "density=false"]
+    for _ in range(2):  # measured, then from the store
+        assert cli.main([*words, "--second-opinion"]) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"^eigenvalue 1 +[\d.]+ ± \S+ +PyHessian +[\d.]+", said, re.MULTILINE)
+        assert re.search(r"^trace .*PyHessian", said, re.MULTILINE)
+        assert "on 60 of 60 examples" in said
+
+
 def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[str], own_store: Path) -> None:
     assert cli.main(["along", str(run), "--probe", "NeuralCollapse", "--every", "2"]) == 0
     (entry,) = wb.Store(own_store).find(probe="Along")
@@ -72,6 +82,7 @@ def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[s
         (["probe", "{run}", "--probe", "Plane", "--step", "x"], "--step takes a recorded step or `last`; got 'x'"),
         (["probe", "{run}", "--probe", "Plane", "--out", "a.pdf", "--venue", "icml"], "no venue 'icml'.*icml2024"),
         (["probe", "{run}", "--probe", "Plane", "--out", "a.jpg"], "jpg"),
+        (["probe", "{run}", "--probe", "Plane", "--second-opinion"], "asked about Plane; .*HessianSpectrum"),
         (["probe", "{run}/none", "--probe", "Plane"], "holds no record"),
         (["export", "ffff", "fig.pdf"], "no finished reading"),
         (["export", "none.nc", "fig.pdf"], "none.nc"),
