@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -97,6 +98,29 @@ def test_the_order_of_the_examples_does_not_matter() -> None:
     probe = Sharpness(definitions=chosen, draws=3, steps=5, noise_draws=4)
     one, other = probe.run(Subject(net, DATA)), probe.run(Subject(net, (DATA[0][order], DATA[1][order])))
     np.testing.assert_allclose(one.data.sharpness, other.data.sharpness, rtol=1e-6)
+
+
+class UnitLogits(nn.Module):
+    """Logits over their root mean square, as a layer of the model."""
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits / (logits**2).mean(1, keepdim=True) ** 0.5
+
+
+def test_normalised_logits_are_those_of_a_model_that_normalises_them() -> None:
+    net = two_layers()
+    probe = Sharpness(definitions=(*ADAPTIVE, "sam"), normalise_logits=True, draws=3, steps=5, tolerance=1e-6)
+    found = values(probe.run(Subject(net, DATA, batch_size=7)))
+    by_hand = dataclasses.replace(probe, normalise_logits=False).run(Subject(nn.Sequential(net, UnitLogits()), DATA))
+    assert {n: found[n] for n in ADAPTIVE} == pytest.approx({n: values(by_hand)[n] for n in ADAPTIVE}, rel=1e-8)
+    assert found["sam"] != pytest.approx(values(by_hand)["sam"], rel=0.01)
+    with torch.no_grad():
+        net[2].weight.mul_(5.0)
+    louder = values(probe.run(Subject(net, DATA)))
+    assert {n: louder[n] for n in ADAPTIVE} == pytest.approx({n: found[n] for n in ADAPTIVE}, rel=1e-6)
+    refused = probe.run(quadratic(Q2, 1.0, 1.0))
+    assert math.isnan(values(refused)["adaptive_sam"])
+    assert values(refused)["sam"] > 0
 
 
 # ------------------------------------------------------------------------------------------- what it says

@@ -57,7 +57,7 @@ def test_noise_in_proportion_to_the_weights() -> None:
 def test_a_gain_in_accuracy_is_no_drop() -> None:
     """Nearly all examples are wrong by a hair: noise makes the accuracy grow by 0.4 at σ = 1."""
     weights = torch.cat([torch.ones(20), torch.full((380,), -0.1)])
-    with pytest.raises(NotDefined, match="costs -0.[34]"):
+    with pytest.raises(NotDefined, match=r"costs -0\.[34]"):
         last(pac_bayes(point(signs(weights, torch.ones(400))), 4, 0.1, aware=False))
 
 

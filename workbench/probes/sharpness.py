@@ -106,6 +106,9 @@ class Sharpness(Probe[Subject]):
     asam_compat: Annotated[
         bool, Doc("Adaptive ones as in ASAM's own code: T = |θ| + 0.01 for weights, 1 for the rest; not invariant.")
     ] = False
+    normalise_logits: Annotated[
+        bool, Doc("Adaptive ones on logits over their root mean square: the size of the outputs does not count.")
+    ] = False
     layer: Annotated[str | None, Doc("Linear layer of relative_flatness; empty finds the classifier.")] = None
     standardise: Annotated[
         Literal["none", "std"],
@@ -180,13 +183,17 @@ class Sharpness(Probe[Subject]):
         kind = "|θ| + 0.01 for weights and 1 for the rest" if self.asam_compat else "|θ|, parameters of one dim fixed"
         ellipsoid = Ellipsoid(rho, scale, f"the ellipsoid ‖δ ⊘ T‖₂ <= {rho:g}, T = {kind}")
         cube = Box(box, box * scale, f"the box |δ_i| <= {box:g} T_i, T = {kind}")
-        words = f"noise N(0, {sigma:g}² T_i²), T = {kind}"
+        words, unit = f"noise N(0, {sigma:g}² T_i²), T = {kind}", self.normalise_logits
+
+        def here() -> Point:
+            return point.normalised if unit else point
+
         return {
-            "adaptive_lambda_max": lambda: largest_eigenvalue(point, self.tolerance, scale, f"T H T, T = {kind}"),
-            "adaptive_sam": lambda: first_order(point, ellipsoid),
-            "adaptive_worst_l2": lambda: worst_case(point, ellipsoid, self.steps),
-            "adaptive_worst_linf": lambda: worst_case(point, cube, self.steps),
-            "adaptive_average": lambda: average(point, lambda noise: scale * noise, sigma, self.draws, words),
+            "adaptive_lambda_max": lambda: largest_eigenvalue(here(), self.tolerance, scale, f"T H T, T = {kind}"),
+            "adaptive_sam": lambda: first_order(here(), ellipsoid),
+            "adaptive_worst_l2": lambda: worst_case(here(), ellipsoid, self.steps),
+            "adaptive_worst_linf": lambda: worst_case(here(), cube, self.steps),
+            "adaptive_average": lambda: average(here(), lambda noise: scale * noise, sigma, self.draws, words),
         }
 
     def _structural(self, point: Point) -> Makers:
@@ -315,6 +322,8 @@ class _Run:
             said.append("BatchNorm's running statistics are not estimated anew for perturbed weights")
         said.append(f"on {self.subject.examples} of {self.subject.available or 'unknown'} examples")
         said.append("sharpness falls with the training loss: compare models only at equal training loss")
+        if self.probe.normalise_logits:
+            said.append("adaptive definitions divide each example's logits by their root mean square")
         for name in self.probe.definitions:
             if name in self.absent:
                 said.append(f"{name}: nan, {self.absent[name]}")

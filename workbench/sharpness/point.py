@@ -13,6 +13,7 @@ from workbench.numerics.sampling import Draw
 from workbench.operators.graphs import add_parts
 from workbench.operators.hessian import Hessian
 from workbench.selftest import SelfTest, self_test
+from workbench.sharpness.logits import normalised
 from workbench.shell import precise
 from workbench.subject import Subject
 
@@ -73,10 +74,17 @@ class Point:
             self.tested = self_test(self._hessian)
         return self._hessian
 
+    @functools.cached_property
+    def normalised(self) -> Point:
+        """The same point of the same classifier with logits of unit size."""
+        return Point(normalised(self.subject), self.draw)
+
     def close(self) -> None:
-        """Free the Hessian's graphs."""
+        """Free the Hessian's graphs, here and with normalised logits."""
         if self._hessian is not None:
             self._hessian.close()
+        if "normalised" in vars(self):
+            self.normalised.close()
 
 
 def value_and_slope(subject: Subject, weights: Tensor) -> tuple[Tensor, Tensor]:
