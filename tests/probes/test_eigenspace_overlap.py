@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from toys import record_training
 
 import workbench as wb
 from workbench.job import Job
+from workbench.numerics.sampling import Draw
+from workbench.operators.table import curvature
 from workbench.probes.eigenspace_overlap import EigenspaceOverlap
 from workbench.several import Pair
+from workbench.spectra.run import SpectralRun
 from workbench.store import Store
 from workbench.subject import Subject
 from workbench.trajectory import Trajectory
@@ -98,6 +103,22 @@ def test_in_a_cluster_the_span_is_determined_and_its_vectors_are_not() -> None:
     assert sum("eigenvectors 1, 2 lie in clusters" in note for note in reading.notes) == 2
     grey = [m for m in reading.figure().panels[0].marks if getattr(m, "role", "") == "unconverged"]
     assert np.isfinite(grey[0].y).tolist() == [True, False, False]  # type: ignore[union-attr]
+
+
+def test_a_finished_run_lets_go_of_its_basis_before_the_next_begins() -> None:
+    """Without the collector of cycles, which may come late: two bases at once would double the memory."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with curvature(Subject(net(0), examples())) as matrix:
+            run = SpectralRun(EigenspaceOverlap(top=2).aim, matrix, matrix, Draw(0, "run", matrix.size, matrix.dtype))
+            assert len(list(run.eigenvalues())) == run.curvature.products
+            gone = weakref.ref(run)
+            del run
+            assert gone() is None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def test_different_losses_are_said() -> None:

@@ -109,10 +109,10 @@ class SpectralRun:
 
     def eigenvalues(self) -> Iterator[None]:
         """The Lanczos run: pauses after each product; self-test and standard error come after the first."""
-        aim = self.aim
+        aim, draw = self.aim, self.draw  # `fresh` must not hold this run: in a cycle its basis would outlive it
         states = lanczos(
             self.operator,
-            self.draw(0),
+            draw(0),
             top=aim.top,
             bottom=aim.bottom,
             tolerance=aim.tolerance,
@@ -120,7 +120,7 @@ class SpectralRun:
             near_zero=NEAR_ZERO,
             basis=self.rows,
             limit=MOST_PRODUCTS + 20 * (aim.top + aim.bottom),
-            fresh=lambda i: self.draw(1 + i),
+            fresh=lambda i: draw(1 + i),
             store="bfloat16" if aim.storage == "bfloat16" else "operator",
             host=aim.storage == "host",
         )
