@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import lfilter
 
-from workbench.numerics.chains import effective_sample_size, split_rhat
+from workbench.numerics.chains import Diagnosis, blocked, effective_sample_size, split_rhat
 
 
 def autoregressive(rho: float, chains: int, draws: int, seed: int = 0) -> np.ndarray:
@@ -63,3 +63,31 @@ def test_what_cannot_be_said_is_nan() -> None:
     assert split_rhat(np.ones((2, 10))) == 1.0
     with pytest.raises(ValueError, match=r"\(chains, draws\)"):
         split_rhat(np.ones(10))
+
+
+def test_noise_on_single_draws_does_not_hide_a_drift() -> None:
+    rng = np.random.default_rng(0)
+    drifting = np.linspace(0, 1, 400) + rng.normal(0, 1.0, (4, 400))
+    assert split_rhat(drifting) < 1.1, "single draws do not show it"
+    found = Diagnosis.of(drifting)
+    assert found.rhat > 1.1
+    assert found.effective < 0.9 * effective_sample_size(drifting)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.9])
+def test_standard_errors_cover(rho: float) -> None:
+    found = [Diagnosis.of(autoregressive(rho, 4, 600, seed)) for seed in range(200)]
+    inside = [abs(one.mean) < 2 * one.error for one in found]
+    assert np.mean(inside) > 0.93
+    assert np.mean([one.error for one in found]) < 1.5 * math.sqrt((1 + rho) / (1 - rho) / 2400)
+
+
+def test_diagnosis_of_little() -> None:
+    nothing = Diagnosis.of(np.empty((3, 0)))
+    assert np.isnan([nothing.mean, nothing.error, nothing.rhat, nothing.effective, *nothing.each]).all()
+    few = Diagnosis.of(np.array([[1.0, 2.0, 4.0]]))
+    assert few.mean == pytest.approx(7 / 3)
+    assert math.isnan(few.error)
+    same = Diagnosis.of(np.ones((2, 100)))
+    assert (same.mean, same.error, same.rhat) == (1.0, 0.0, 1.0)
+    assert blocked(np.arange(7.0)[None], 3).tolist() == [[1.5, 3.5, 5.5]]

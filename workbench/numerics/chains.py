@@ -3,14 +3,68 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+BLOCKS = 20
+"""Blocks of consecutive draws that each chain is also judged by: noise of single draws hides slow drift."""
 FEWEST_DRAWS = 4
 """Draws of a chain below which halves have no variance of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What chains (m, n) of a scalar say of its mean, and how far to believe them; nan where nothing can be said.
+
+    Attributes:
+        each: mean of each chain, (m,).
+        mean: over all chains.
+        error: standard error: the largest of the spread between chains' means, over the root of m, and of what single
+            draws and means of blocks say by their effective number. Few chains may agree by chance.
+        rhat: the larger split R-hat of draws and of means of blocks.
+        effective: independent draws with the same standard error, at most what single draws say.
+    """
+
+    each: Floats
+    mean: float
+    error: float
+    rhat: float
+    effective: float
+
+    @classmethod
+    def of(cls, draws: ArrayLike) -> Diagnosis:
+        """Of draws (m, n); those of the first few, where n is no multiple of the blocks, are in no block."""
+        values = np.asarray(draws, dtype=np.float64)
+        values = np.where(np.isfinite(values), values, np.nan)  # where chains left for infinity nothing is known
+        each = values.mean(axis=1) if values.shape[1] else np.full(len(values), math.nan)
+        sets = [values, blocked(values)] if values.shape[1] >= 2 * BLOCKS else [values]
+        within = [standard_error(one) for one in sets]
+        between = float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else 0.0
+        spread = float(values.var(axis=1, ddof=1).mean()) if values.shape[1] > 1 else math.nan
+        worst = max(within) if np.isfinite(within).all() else math.nan
+        return cls(
+            each=each,
+            mean=float(each.mean()),
+            error=max(worst, between) if math.isfinite(worst) else math.nan,
+            rhat=float(np.max([split_rhat(one) for one in sets])),
+            effective=min(effective_sample_size(values), spread / worst**2) if worst else effective_sample_size(values),
+        )
+
+
+def blocked(draws: Floats, blocks: int = BLOCKS) -> Floats:
+    """Means of ``blocks`` blocks of consecutive draws, (m, blocks), from (m, n >= blocks) but its first n % blocks."""
+    length = draws.shape[1] // blocks
+    return draws[:, -length * blocks :].reshape(len(draws), blocks, length).mean(axis=2)
+
+
+def standard_error(draws: ArrayLike) -> float:
+    """√(pooled variance / effective draws) of the mean over chains (m, n)."""
+    halves = _halves(draws)
+    return math.nan if halves is None else math.sqrt(_variances(halves)[1] / effective_sample_size(draws))
 
 
 def split_rhat(draws: ArrayLike) -> float:

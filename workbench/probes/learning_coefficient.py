@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from workbench.figure import AnyMark, Axis, Band, Figure, Heat, Line, Panel, Role, Rule
 from workbench.numerics.basis import norm
-from workbench.numerics.chains import effective_sample_size, split_rhat
+from workbench.numerics.chains import Diagnosis
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
@@ -68,9 +68,10 @@ class LearningCoefficient(Probe[Subject]):
     (with batches: where γ is small), too large where the loss is flatter than quadratic. ``unbiased_coefficient`` is
     λ̂ without it.
 
-    Errors: ``learning_coefficient_error`` is the standard error, the larger of the spread between chains and of the
-    draws' spread over the root of ``effective_draws``. Converged: ``split_rhat`` at most 1.1, ten effective draws a
-    chain, acceptance at least .8, and the step's bias within ``tolerance`` of λ̂ or below the error.
+    Errors: ``learning_coefficient_error`` is the standard error, the largest of what chains' means, single draws and
+    means of twenty blocks of draws say (the noise of batches would else hide a slow drift). Converged: ``split_rhat``
+    at most 1.1, ten effective draws a chain, acceptance at least .8, and the step's bias within ``tolerance`` of λ̂ or
+    below the error.
 
     Source: Lau, Furman, Wang, Murfet, Wei 2023 (arXiv 2308.12108); Welling and Teh 2011 (SGLD); Watanabe 2013 (nβ).
     """
@@ -235,7 +236,7 @@ class _Run:
         """Take a whole run into the grid."""
         if ensemble is not None:
             found = _Chains.of(ensemble, self.probe.burn_in)
-            self.grid[:, i, j] = found.mean, found.error
+            self.grid[:, i, j] = found.loss.mean, found.loss.error
 
     def report(self, done: float) -> Reading:
         """The reading of now."""
@@ -268,19 +269,19 @@ class _Run:
     def faults(self, found: _Chains) -> list[str]:
         """What keeps the run from having converged."""
         said: list[str] = []
-        if not math.isfinite(found.mean):
+        if not math.isfinite(found.loss.mean):
             return ["the chains left for infinity (or the loss is not finite near w*): set a smaller step"]
         if self.tuned is not None and not self.tuned.found:
             said.append("no step size with the wanted acceptance was found: set step")
         if not found.acceptance >= LEAST_ACCEPTANCE:
             said.append(f"a Metropolis test would accept {found.acceptance:.0%} only: set a smaller step")
-        if not found.bias <= max(self.probe.tolerance * abs(found.mean), found.error):
+        if not found.bias <= max(self.probe.tolerance * abs(found.loss.mean), found.loss.error):
             said.append(f"the step (and batches) add about {found.bias:.2g} to the coefficient: set a smaller step")
         wanted = DRAWS_PER_CHAIN * self.probe.chains
-        if not (found.rhat <= LARGEST_RHAT and found.effective >= wanted):
+        if not (found.loss.rhat <= LARGEST_RHAT and found.loss.effective >= wanted):
             said.append(
-                f"chains have not mixed (split R-hat {found.rhat:.2f}, {found.effective:.0f} effective draws of "
-                f"{wanted} wanted): take more draws and a longer burn-in"
+                f"chains have not mixed (split R-hat {found.loss.rhat:.2f}, {found.loss.effective:.0f} effective draws "
+                f"of {wanted} wanted): take more draws and a longer burn-in"
             )
         return said
 
@@ -298,71 +299,53 @@ class _Run:
             said.append(f"step tuned to an acceptance of {low} to {high} and a bias within {self.probe.tolerance:.0%}")
         if found and last:
             said += self.faults(found)
-            if found.mean < -found.error:
+            if found.loss.mean < -found.loss.error:
                 said.append("negative: the weights are no local minimum of this loss, or the step is too long")
         return tuple(said)
 
 
 @dataclass(frozen=True)
 class _Chains:
-    """What the draws so far amount to."""
+    """What the draws so far amount to; nan before there are any, and where losses are not finite."""
 
     excess: Floats
-    each: Floats
-    mean: float
-    error: float
-    rhat: float
-    effective: float
+    loss: Diagnosis
     acceptance: float
     bias: float
     distance: float
 
     @classmethod
     def of(cls, ensemble: Ensemble, burn_in: int) -> _Chains:
-        """Moments of the draws after the burn-in; nan before there are any, and where losses are not finite."""
-        traces, heat, seen = ensemble.traces, ensemble.posterior.heat, slice(burn_in, ensemble.at)
-        draws = heat * traces.excess[:, seen]
-        if not draws.shape[1]:
-            nothing = np.full(len(draws), math.nan)
-            return cls(traces.excess, nothing, *(7 * [math.nan]))
+        """Of the draws after the burn-in."""
+        traces, seen = ensemble.traces, slice(burn_in, ensemble.at)
         checked = traces.acceptance[:, seen]
         tried = checked[:, ~np.isnan(checked).all(axis=0)] if ensemble.posterior.batch else checked
-        effective = effective_sample_size(draws)
         return cls(
             excess=traces.excess,
-            each=draws.mean(axis=1),
-            mean=float(draws.mean()),
-            error=_standard_error(draws, effective),
-            rhat=split_rhat(draws),
-            effective=effective,
-            acceptance=float(tried.mean()) if tried.size else math.nan,
-            bias=ensemble.step / 8 * float(traces.tilt[:, seen].mean()),
-            distance=math.sqrt(float(traces.distance[:, seen].mean())),
+            loss=Diagnosis.of(ensemble.posterior.heat * traces.excess[:, seen]),
+            acceptance=_mean(tried),
+            bias=ensemble.step / 8 * _mean(traces.tilt[:, seen]),
+            distance=math.sqrt(_mean(traces.distance[:, seen])),
         )
 
     def values(self) -> dict[str, Any]:
         """As variables."""
         return {
-            "learning_coefficient": self.mean,
-            "learning_coefficient_error": self.error,
-            "unbiased_coefficient": self.mean - self.bias,
+            "learning_coefficient": self.loss.mean,
+            "learning_coefficient_error": self.loss.error,
+            "unbiased_coefficient": self.loss.mean - self.bias,
             "step_bias": self.bias,
-            "chain_coefficient": self.each,
+            "chain_coefficient": self.loss.each,
             "excess_loss": self.excess,
-            "split_rhat": self.rhat,
-            "effective_draws": self.effective,
+            "split_rhat": self.loss.rhat,
+            "effective_draws": self.loss.effective,
             "acceptance": self.acceptance,
             "distance": self.distance,
         }
 
 
-def _standard_error(draws: Floats, effective: float) -> float:
-    """The larger of what chains' means and what single draws say: few chains may agree by chance."""
-    if not np.isfinite(draws).all() or draws.shape[1] < 2:
-        return math.nan
-    within = float(draws.std(axis=1, ddof=1).mean()) / math.sqrt(effective) if effective > 0 else math.nan
-    between = float(draws.mean(axis=1).std(ddof=1)) / math.sqrt(len(draws)) if len(draws) > 1 else 0.0
-    return max(within, between)
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if values.size else math.nan
 
 
 def _traces(data: xr.Dataset) -> Panel:
@@ -372,8 +355,8 @@ def _traces(data: xr.Dataset) -> Panel:
         Line(draw, row, f"chain {i + 1}" if i < len(roles) else "", roles[i] if i < len(roles) else "reference")
         for i, row in enumerate(data.excess_loss.values)
     ]
-    marks: list[AnyMark] = [*lines, Rule(0.0), Rule(0.0, "x", "end of burn-in")]
-    return Panel(tuple(marks), Axis("draw"), Axis("L(w) - L(w*)"), title="chains")
+    marks: list[AnyMark] = [*lines, Rule(0.0), Rule(0.0, "x")]
+    return Panel(tuple(marks), Axis("draw (burn-in: up to 0)"), Axis("L(w) - L(w*)"), title="chains")
 
 
 def _running(data: xr.Dataset) -> Panel:
@@ -392,7 +375,13 @@ def _running(data: xr.Dataset) -> Panel:
 
 def _grid(data: xr.Dataset) -> Panel:
     steps = np.log10(data["step_factor"].values * (float(data.step) if np.isfinite(data.step) else 1.0))
-    pulls = np.arange(data.sizes["pull_factor"], dtype=float)
-    labels = "γ: " + ", ".join(f"{f * float(data.localisation):g}" for f in data["pull_factor"].values)
+    pull = float(data.localisation)
+    pulls = np.log10(data["pull_factor"].values * (pull or 1.0))
     heat = Heat(steps, pulls, data.grid_coefficient.values.T)
-    return Panel((heat,), Axis("log10 of the step"), Axis(labels), Axis("learning coefficient"), title="grid")
+    return Panel(
+        (heat,),
+        Axis("log10 of the step ε"),
+        Axis("log10 of γ" if pull else "γ is 0"),
+        Axis("learning coefficient"),
+        title="grid",
+    )

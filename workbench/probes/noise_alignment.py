@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points
+from workbench.figure import AnyMark, Axis, Bars, Figure, Line, Panel, Points, Rule
 from workbench.numerics.alignment import SUMS, forms, jackknife, joined, ratios, variance_spread
 from workbench.numerics.basis import dot, norm
 from workbench.numerics.krylov import Krylov, lanczos
@@ -154,7 +154,7 @@ class NoiseAlignment(Probe[Subject]):
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Noise against curvature, direction by direction, and shares against chance."""
-        return Figure((_directions(data), _shares(data)), widths=(1.4, 1.0))
+        return Figure((_directions(data), _shares(data)))
 
     def estimate(self, subject: Subject) -> Cost:
         """The Hessian's graphs, one basis at a time, the directions found, and stored gradients."""
@@ -373,10 +373,10 @@ class _Run:
 def _directions(data: xr.Dataset) -> Panel:
     value, variance, error = data.eigenvalue.values, data.noise_variance.values, data.noise_variance_error.values
     drawn = np.where(value > 0, value, np.nan)
-    marks: list[AnyMark] = [Points(drawn, variance, error, "along eigenvectors of H")]
+    marks: list[AnyMark] = [Points(drawn, variance, error, "eigenvectors")]
     ends = np.array([np.nanmin(drawn), np.nanmax(drawn)]) if np.isfinite(drawn).any() else np.full(2, np.nan)
     ratio = float(data.noise_trace) / float(data.hessian_trace) if float(data.hessian_trace) > 0 else math.nan
-    marks.append(Line(ends, ratio * ends, "C ∝ H with the same traces", "reference"))
+    marks.append(Line(ends, ratio * ends, "C ∝ H", "reference"))
     bend = float(data.gradient_curvature)
     if bend > 0:
         at, off = float(data.gradient_noise), float(data.gradient_noise_error)
@@ -386,13 +386,7 @@ def _directions(data: xr.Dataset) -> Panel:
 
 def _shares(data: xr.Dataset) -> Panel:
     names = ("alignment", "noise_share", "subspace_overlap", "gradient_overlap")
-    place = np.arange(len(names), dtype=float)
-    value = [float(data[n]) for n in names]
-    error = [float(data[f"{n}_error"]) for n in names]
-    chance = float(data.chance)
-    marks = (
-        Points(place, value, error, "found"),
-        Line(place[1:], np.full(len(names) - 1, chance), f"chance, k/P = {chance:.2g}", "reference"),
-    )
-    labels = Axis("alignment · noise · subspace · gradient")
-    return Panel(marks, labels, Axis("cosine, or share in the top directions"), title="shares")
+    value, error = ([float(data[n + end]) for n in names] for end in ("", "_error"))
+    labels = ("cosine", "noise", "subspace", "gradient")
+    marks = (Bars(np.arange(len(names)), value, error, names=labels), Rule(float(data.chance), label="chance"))
+    return Panel(marks, Axis(""), Axis("share"), title="shares")
