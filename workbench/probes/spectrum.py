@@ -52,7 +52,7 @@ class HessianSpectrum(Probe[Subject]):
     On a subset of the examples λ_1 is biased upwards. Then [``sharpness_low``, ``sharpness_high``] brackets that of all
     data: below, the quotient of one half's top eigenvector in the other half's matrix (both ways, averaged); above,
     λ_1 of the subset; both moved outwards by ``halves_spread``. It holds in the mean over subsets and is no confidence
-    interval.
+    interval: in benchmarks/brackets.py it held the truth for 80 to 94 % of subsets.
 
     What it costs: 35 to 45 products (each 2 to 5 gradients) for ten eigenvalues, the minimum and the density, some 80
     for the trace, some 20 on half the examples for the bracket; 8 to 11 for the first eigenvalue alone (``minimum``,
