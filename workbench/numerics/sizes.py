@@ -24,6 +24,9 @@ from workbench.numerics.trace import (
     half_width,
 )
 
+SKEWED = 1.3
+"""Factor on the interval of Σ λ², whose few samples are squares and lean to one side; measured over 300 seeds."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -105,7 +108,7 @@ class _Sampling:
         """The estimates so far; only at some counts may a run end, so that its intervals keep what they promise."""
         forms, squares = np.array(self.samples).T
         trace, trace_error = self.inside.trace + float(forms.mean()), half_width(forms)
-        total, total_error = self.squares + float(squares.mean()), half_width(squares)
+        total, total_error = self.squares + float(squares.mean()), SKEWED * half_width(squares)
         good = trace_error <= self.allowed(trace) and total_error <= 2 * self.tolerance * total
         return Sizes(trace, trace_error, total, total_error, len(forms), met=may_end and good)
 

@@ -24,6 +24,9 @@ APART = 10**8
 """Numbers of random vectors that each block has to itself."""
 SMALL = 24
 """Parameters up to which a block is solved whole: estimates would cost as much."""
+DEPTH = 14
+"""Products that a larger block's eigenvalues take at least: what they find is known exactly in trace and norm, and what
+is left then varies little, which saves more samples than it costs and keeps their intervals true."""
 MOST_PRODUCTS = 200
 """Products that a block's eigenvalues may take, beside twenty for each one that is wanted."""
 UNKNOWN = Sizes(math.nan, math.nan, math.nan, math.nan)
@@ -45,7 +48,7 @@ class BlockAim:
 
     def products(self, size: int) -> int:
         """Products that a block usually takes: its eigenvalues, then trace and norm."""
-        return min(size, 8 + 4 * (self.top + self.bottom) + 16)
+        return min(size, max(DEPTH, 8 + 4 * (self.top + self.bottom)) + 12)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +97,7 @@ class BlockRun:
         states = lanczos(
             self.block, self.vector(0), top=aim.top, bottom=aim.bottom, tolerance=aim.tolerance, near_zero=NEAR_ZERO,
             basis=max(aim.rows(size, self.block.dtype.itemsize), min(size, aim.top + aim.bottom + 4)),
-            least=size if size <= SMALL else 0, limit=MOST_PRODUCTS + 20 * (aim.top + aim.bottom),
+            least=size if size <= SMALL else DEPTH, limit=MOST_PRODUCTS + 20 * (aim.top + aim.bottom),
             fresh=lambda i: self.vector(1 + i),
         )  # fmt: skip
         for state in states:
