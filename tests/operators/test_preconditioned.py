@@ -112,10 +112,10 @@ def test_it_is_what_the_last_step_divided_by(kind: str) -> None:
         torch.testing.assert_close(p.detach() - before, expected, rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["Adam", "RMSprop, centred"])
+@pytest.mark.parametrize(("kind", "net"), [("Adam", NET), ("RMSprop, centred", "conv + BatchNorm")])
 @pytest.mark.parametrize("operator", ["hessian", "ggn"])
-def test_preconditioned_matrices_of_a_net(kind: str, operator: Any) -> None:
-    model, data, optimizer = stepped(ADAPTIVE[kind])
+def test_preconditioned_matrices_of_two_nets(kind: str, net: str, operator: Any) -> None:
+    model, data, optimizer = stepped(ADAPTIVE[kind], net)
     subject = Subject(model, data, optimizer=optimizer)
     root = torch.cat([1 / _divisor(optimizer, p).reshape(-1).sqrt() for p in model.parameters()])
     with curvature(subject, operator) as matrix:
