@@ -12,7 +12,9 @@ import torch
 from interop.test_pyhessian import Weights, exact, quadratic
 from toys import examples, net
 
+from workbench.interop import arpack
 from workbench.interop.opinion import Answer, Opinion, Row
+from workbench.plan import Plan
 from workbench.probe import Reading
 from workbench.probes.collapse import NeuralCollapse
 from workbench.probes.spectrum import HessianSpectrum
@@ -71,6 +73,31 @@ def test_its_early_stop_is_named_with_the_residual_that_covers_the_difference() 
     assert min(abs(answer.value - wanted)) <= answer.error, "the residual that is printed is a bound"
     again = reading.second_opinion()
     assert theirs(again, "eigenvalue 1").value == answer.value, "the reading's seed decides"
+
+
+@pytest.mark.parametrize("chunk", [None, 8])
+def test_curvlinops_is_a_third_voice_and_agrees(chunk: int | None) -> None:
+    subject = Subject(net(), examples()).with_plan(Plan(chunk=chunk))
+    before = torch.get_rng_state()
+    _, opinion = asked(subject, top=3, trace=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    wanted = exact(subject)[::-1]
+    for rank in range(3):
+        found = row(opinion, f"eigenvalue {rank + 1}")
+        (answer,) = (a for a in found.answers if a.package == "curvlinops")
+        assert answer.value == pytest.approx(wanted[rank], rel=1e-9)
+        assert found.within(answer)
+    assert any("ARPACK" in note for note in opinion.notes)
+
+
+def test_where_curvlinops_fails_the_rest_of_the_table_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest(*_: Any) -> None:
+        raise NotImplementedError("no forward mode")
+
+    monkeypatch.setattr(arpack, "largest", largest)
+    _, opinion = asked(Subject(net(), examples()), top=1, trace=False)
+    assert opinion.packages == ("PyHessian",)
+    assert "curvlinops could not: NotImplementedError: no forward mode" in opinion.notes
 
 
 def test_time_is_kept_and_said() -> None:

@@ -72,7 +72,7 @@ class PyHessian:
         package = _package()
         self.subject, self.products = subject, 0
         self.deadline = math.inf if seconds is None else time.monotonic() + seconds
-        self._model = _Model(subject.snapshot())
+        self._model = Copied(subject.snapshot())
         self._runs: list[list[float]] = []
         self._drawn = 0
         self._stand_in = _Torch(seed, subject.dtype, self._began)
@@ -203,7 +203,7 @@ _MARK = torch.zeros(1)
 """What PyHessian passes on as inputs and targets: the model knows its batch itself, of whatever shape and nesting."""
 
 
-class _Model(nn.Module):
+class Copied(nn.Module):
     """A subject as the model, the criterion and the loader that PyHessian asks for; its parameters are copies.
 
     PyHessian weighs each batch's loss by its number of examples. The criterion undoes that, so that what comes
