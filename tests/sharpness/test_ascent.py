@@ -52,7 +52,7 @@ def test_maxima_of_a_quadratic(at: tuple[float, float], ball: Ball, wanted: floa
     assert found.converged
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000), elliptic=st.booleans(), radius=st.floats(0.02, 2))
 def test_a_lower_bound_close_to_the_maximum(seed: int, elliptic: bool, radius: float) -> None:
     hessian, at = curved(seed)

@@ -34,7 +34,7 @@ def length(ball: Ball, step: Tensor, scale: Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), far=st.floats(0.01, 100))
 def test_a_projection_is_the_nearest_point(kind: str, seed: int, far: float) -> None:
     """p = P(z) if and only if p lies in the set and (z - p)·(y - p) <= 0 for every y in it."""

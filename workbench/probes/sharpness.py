@@ -17,7 +17,7 @@ from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.selftest import test_bytes
 from workbench.sharpness.ascent import worst_case
-from workbench.sharpness.average import average
+from workbench.sharpness.average import FEWER, average
 from workbench.sharpness.balls import Box, Ellipsoid, Euclidean
 from workbench.sharpness.blocks import block_sharpness
 from workbench.sharpness.eigen import largest_eigenvalue, module_eigenvalues, module_traces
@@ -56,7 +56,7 @@ class Sharpness(Probe[Subject]):
     normalised layers); adaptive, filter-wise and relative ones and λ_1 ‖W‖² do not. ``rise`` falling with the square
     of the step is curvature; in proportion to it, a gradient that has not vanished.
 
-    What it costs: some 700 forward passes, 250 gradients and a few dozen products, most of them for averages, PAC-Bayes
+    What it costs: some 500 forward passes, 200 gradients and a few dozen products, most of them for averages, PAC-Bayes
     and worst cases; choose fewer ``definitions`` on large models. Memory: about 40 vectors of the parameters' size.
 
     When it misleads: sharpness falls with the training loss, so compare models at equal ``train_loss``, on equally
@@ -240,13 +240,17 @@ class Sharpness(Probe[Subject]):
         vector = subject.size * subject.dtype.itemsize
         most = kept + max(working + 46 * vector, test_bytes(subject)) + subject.memory()
         chosen = set(self.definitions)
-        averages = 6 * self.draws * len(chosen & {"average", "adaptive_average", "filter_average"})
+        averages = (
+            2
+            * (self.draws + 2 * min(self.draws, FEWER))
+            * len(chosen & {"average", "adaptive_average", "filter_average"})
+        )
         noise = 8 * self.noise_draws * len(chosen & {"pac_bayes", "pac_bayes_magnitude"})
         searches = {"worst_l2", "worst_linf", "adaptive_worst_l2", "adaptive_worst_linf", "m_sharpness"}
         climbs = 2 * (self.steps + 1) * len(chosen & searches) + 30 * len(chosen & {"keskar"})
         modules = len(modules_of_weights(subject))
         eigen = 12 * len(chosen & {"lambda_max", "adaptive_lambda_max"})
-        eigen += modules * (12 * len(chosen & {"module_lambda"}) + 60 * len(chosen & {"module_trace"}))
+        eigen += modules * (12 * len(chosen & {"module_lambda"}) + 30 * len(chosen & {"module_trace"}))
         words = f"about {averages + noise} forward passes, {climbs} gradients and {eigen} products"
         return Cost(most, averages + noise + climbs + eigen, words)
 
