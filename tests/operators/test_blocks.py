@@ -57,6 +57,7 @@ def test_attention_is_queries_keys_values_and_output() -> None:
         "body.linear1", "body.linear2", "body.norm1", "body.norm2", "head",
     ]  # fmt: skip
     assert [found[f"body.self_attn.{n}"].size for n in "qkv"] == [6 * 6 + 6] * 3
+    assert [found[f"body.self_attn.{n}"].parts[0].start for n in "qkv"] == [0, 6, 12], "the order that PyTorch cuts in"
     assert found["body.self_attn.k"].words == "attention, keys"
     assert found["body.self_attn.out_proj"].words == "attention, output"
     assert [g.name for g in groups(subject("transformer encoder"), "block")] == ["embed", "body", "head"]
