@@ -51,6 +51,7 @@ class Curvature(Operator):
     Attributes:
         products: how many products were computed so far.
         graph_bytes: what the graph of the first chunk holds; 0 until it was built.
+        start: how many examples come before the chunk whose graph is being built.
     """
 
     words: ClassVar[str] = "curvature"
@@ -65,7 +66,7 @@ class Curvature(Operator):
         self.leaves = {name: p.detach().requires_grad_() for name, p in subject.params.items()}
         self._room = {True: float("inf"), False: 0.0, None: None}[subject.plan.retained]
         self._kept: list[Graph] = []
-        self._chunks = 0
+        self._chunks = self.start = 0
         self._loss, self._slope = 0.0, torch.zeros(self.size, dtype=torch.float64, device=self.device)
 
     @abstractmethod
@@ -108,7 +109,7 @@ class Curvature(Operator):
         yield from self._kept
         if self._chunks and len(self._kept) == self._chunks:
             return
-        first, seen = not self._chunks, 0
+        first, seen, self.start = not self._chunks, 0, 0
         if first:  # an earlier pass may have been cut short
             self._kept.clear()
             self._loss, self._slope = 0.0, torch.zeros_like(self._slope)
@@ -119,6 +120,7 @@ class Curvature(Operator):
                     self._note(graph)
                 self._keep(graph, seen)
                 yield graph
+            self.start += batch.size
         self._chunks = seen
 
     def _note(self, graph: Graph) -> None:

@@ -1,8 +1,9 @@
-"""The generalised Gauss-Newton matrix of a subject's loss."""
+"""The generalised Gauss-Newton matrix of a subject's loss, and what all matrices of the form Jᵀ B J share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -14,9 +15,15 @@ from workbench.operators.graphs import pull, zeros_like
 from workbench.shell import precise
 from workbench.subject import Subject
 
+Bend = Callable[[Tensor], Tensor | None]
+"""B u for u = J v, both in the shape of a chunk's outputs; None where it is zero."""
+
 
 class OutputGraph:
-    """One chunk's outputs z with the graphs of z and of w ↦ Jᵀw, which is linear: its derivative along v is Jv."""
+    """One chunk's outputs z with the graphs of z and of w ↦ Jᵀw, which is linear: its derivative along v is Jv.
+
+    ``inner`` stands for z by itself, with ``loss`` a function of it; ``bend`` is B in Jᵀ B J, None for ∂²ℓ/∂z².
+    """
 
     def __init__(self, outputs: Tensor, leaves: Sequence[Tensor], loss: Tensor, inner: Tensor) -> None:
         self.leaves, self.outputs, self.inner = leaves, outputs, inner
@@ -25,6 +32,12 @@ class OutputGraph:
         self.force = pull([loss], [inner], None, differentiable=True) or zeros_like([inner])
         self.loss = loss.detach()
         self.slope = pull([outputs], leaves, [self.force[0].detach()]) or zeros_like(leaves)
+        self.bend: Bend | None = None
+
+    def _curved(self, moved: Tensor) -> Tensor | None:
+        """(∂²ℓ/∂z²) u."""
+        found = pull(self.force, [self.inner], [moved])
+        return found[0] if found else None
 
     def push(self, parts: Sequence[Tensor]) -> Tensor:
         """J v: how the outputs move along a direction of the parameters."""
@@ -32,41 +45,43 @@ class OutputGraph:
         return moved[0] if moved else torch.zeros_like(self.inner)
 
     def product(self, parts: Sequence[Tensor]) -> Sequence[Tensor] | None:
-        """Jᵀ (∂²ℓ/∂z²) J parts."""
-        bent = pull(self.force, [self.inner], [self.push(parts)])
-        return pull([self.outputs], self.leaves, bent) if bent else None
+        """Jᵀ B J parts."""
+        bent = (self.bend or self._curved)(self.push(parts))
+        return None if bent is None else pull([self.outputs], self.leaves, [bent])
 
     def roots(self) -> Iterable[Tensor]:
         """Outputs, Jᵀw and the loss's slope at the outputs."""
         return (*self.pulled, self.outputs, *self.force)
 
 
-class GaussNewton(Curvature):
-    """G = (1/W) Σ Jᵀ (∂²ℓ/∂z²) J, the generalised Gauss-Newton matrix, with J the Jacobian of the outputs z.
-
-    Positive semi-definite when ℓ is convex in z (cross-entropy on logits, squared error). J v by differentiating Jᵀw
-    along v (twice reverse, so it works wherever the Hessian does). Cost: 1.2 to 2.3 gradients a product on kept graphs.
-    The split lies at what the model returns: return logits, not probabilities. Source: Schraudolph 2002; Martens 2020.
+class OutputCurvature(Curvature):
+    """Matrices (1/W) Σ Jᵀ B J with J the Jacobian of the outputs z: subclasses say what B is.
 
     Raises:
         TypeError: the subject was made with ``objective=``, which does not tell outputs from loss.
     """
 
-    words = "Gauss-Newton matrix"
     rests_on = "outputs"
 
     def __init__(self, subject: Subject) -> None:
         if not subject.has_outputs:
             raise TypeError(
-                "GaussNewton needs outputs and a loss of them; this subject was made with objective=, which gives only "
-                'their composition. Make it with loss= (a name or f(outputs, targets)), or use operator="hessian".'
+                f"{type(self).__name__} needs outputs and a loss of them; this subject was made with objective=, which "
+                "gives only their composition. Make it with loss= (a name or f(outputs, targets)), or use "
+                'operator="hessian".'
             )
         super().__init__(subject)
+
+    @abstractmethod
+    def _bend(self, graph: OutputGraph, batch: Batch) -> Bend | None:
+        """B of one chunk; None for the loss's own curvature in the outputs. Must not hold the graph."""
 
     def _graph(self, batch: Batch) -> Graph:
         outputs = self.subject.batch_outputs(self.leaves, batch)
         inner = outputs.detach().requires_grad_()
-        return OutputGraph(outputs, list(self.leaves.values()), self.subject.output_loss(inner, batch), inner)
+        graph = OutputGraph(outputs, list(self.leaves.values()), self.subject.output_loss(inner, batch), inner)
+        graph.bend = self._bend(graph, batch)
+        return graph
 
     def field(self, params: Mapping[str, Tensor]) -> Tensor:
         """The outputs of all examples, flat."""
@@ -78,3 +93,20 @@ class GaussNewton(Curvature):
         parts = self.split(direction)
         with precise(self.device):
             return torch.cat([cast("OutputGraph", graph).push(parts).reshape(-1) for graph in self._graphs()])
+
+
+class GaussNewton(OutputCurvature):
+    """G = (1/W) Σ Jᵀ (∂²ℓ/∂z²) J, the generalised Gauss-Newton matrix, with J the Jacobian of the outputs z.
+
+    Positive semi-definite when ℓ is convex in z (cross-entropy on logits, squared error). J v by differentiating Jᵀw
+    along v (twice reverse, so it works wherever the Hessian does). Cost: 1.2 to 2.3 gradients a product on kept graphs.
+    The split lies at what the model returns: return logits, not probabilities. Source: Schraudolph 2002; Martens 2020.
+
+    Raises:
+        TypeError: the subject was made with ``objective=``, which does not tell outputs from loss.
+    """
+
+    words = "Gauss-Newton matrix"
+
+    def _bend(self, graph: OutputGraph, batch: Batch) -> None:
+        return None
