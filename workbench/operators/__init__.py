@@ -18,6 +18,7 @@ _HOME = {
     "Preconditioner": "preconditioned",
     "SampledFisher": "fisher",
     "curvature": "table",
+    "given": "given",
     "groups": "blocks",
     "preconditioner": "preconditioned",
     "restrict": "blocks",

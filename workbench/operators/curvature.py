@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, overload
 
 import torch
 from torch import Tensor
@@ -80,6 +80,19 @@ class Curvature(Operator):
     @abstractmethod
     def field_derivative(self, direction: Tensor) -> Tensor:
         """The derivative of :meth:`field` along a direction of the parameters, by differentiation."""
+
+    @overload
+    def __matmul__(self, other: Tensor) -> Tensor: ...
+    @overload
+    def __matmul__(self, other: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def __matmul__(self, other: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """``A @ v`` for a vector (size,), a block of columns (size, k), or tensors by parameter name."""
+        if isinstance(other, Tensor):
+            return super().__matmul__(other)
+        strange = set(other) - set(self.leaves)
+        if strange:
+            raise KeyError(f"{sorted(strange)[0]!r} is none of the parameters that vary: {', '.join(self.leaves)}.")
+        return self.subject.unflatten(self.matvec(self.subject.flatten(other)))
 
     def matvec(self, vector: Tensor) -> Tensor:
         return self._products([vector])[0]

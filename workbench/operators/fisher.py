@@ -9,7 +9,7 @@ from torch import Tensor
 from workbench.data import Batch
 from workbench.numerics.sampling import Draw
 from workbench.operators.gauss_newton import Bend, OutputCurvature, OutputGraph
-from workbench.operators.likelihood import Likelihood, likelihood
+from workbench.operators.likelihood import Likelihood, check_likelihood, likelihood
 from workbench.subject import Subject
 
 
@@ -22,10 +22,14 @@ class Fisher(OutputCurvature):
 
     Raises:
         TypeError: the subject was made with ``objective=``.
-        ValueError: at the first product, a loss that is no negative log-likelihood.
+        ValueError: a loss that is no negative log-likelihood.
     """
 
     words = "Fisher matrix"
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        check_likelihood(subject)
 
     def _bend(self, graph: OutputGraph, batch: Batch) -> Bend:
         return likelihood(self.subject, graph.outputs, batch).expected
@@ -51,6 +55,7 @@ class SampledFisher(OutputCurvature):
         if samples < 1:
             raise ValueError(f"SampledFisher(samples=...) must be at least 1; got {samples}.")
         super().__init__(subject)
+        check_likelihood(subject)
         self.samples = samples
         self.draw = Draw(subject.seed if seed is None else seed, "labels", subject.size)
 

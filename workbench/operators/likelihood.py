@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ from workbench.data import Batch
 from workbench.losses import Loss, as_values, class_last
 from workbench.subject import Subject
 
+FEW = 64
+"""Examples on which a loss is recognised."""
 Uniform = Callable[[int], Tensor]
 """So many numbers from 0 to 1, on the host, float64."""
 
@@ -109,9 +113,9 @@ class Gaussian(_Joint):
 def likelihood(subject: Subject, outputs: Tensor, batch: Batch) -> Likelihood:
     """The label distribution of a subject's loss at a batch's outputs.
 
-    The loss is compared with the negative log-likelihoods on the batch itself, a little off the outputs, so that any
-    function that equals one of them will do: cross-entropy on logits, nll on log-probabilities, binary cross-entropy
-    with logits, squared error (½ or whole).
+    The loss is compared with the negative log-likelihoods a little off the outputs, and on labels that go through all
+    classes, so that any function that equals one of them will do: cross-entropy on logits, nll on log-probabilities,
+    binary cross-entropy with logits, squared error (½ or whole).
 
     Raises:
         ValueError: it is none of them (class weights, label smoothing, soft labels, another loss).
@@ -119,9 +123,9 @@ def likelihood(subject: Subject, outputs: Tensor, batch: Batch) -> Likelihood:
     loss, z = subject._criterion.loss, outputs.detach()
     assert loss is not None
     steps = torch.arange(z.numel(), device=z.device, dtype=torch.float64).sin().reshape(z.shape).to(z)
-    moved = z + 0.1 * steps
-    found = float(subject.output_loss(moved, batch).detach())
-    for made, value in _candidates(loss, z, moved, batch):
+    moved, tried = z + 0.1 * steps, dataclasses.replace(batch, targets=_every_label(loss, z, batch.targets))
+    found = float(subject.output_loss(moved, tried).detach())
+    for made, value in _candidates(loss, z, moved, tried):
         if abs(value - found) <= 1e-4 * abs(found):
             return made
     raise ValueError(
@@ -129,6 +133,15 @@ def likelihood(subject: Subject, outputs: Tensor, batch: Batch) -> Likelihood:
         "log-probabilities, binary cross-entropy, squared error; without class weights, label smoothing or soft "
         'labels), so labels have no distribution to take a Fisher matrix of; use "ggn" or "empirical_fisher".'
     )
+
+
+def _every_label(loss: Loss, z: Tensor, targets: Any) -> Any:
+    """Class numbers that go through all classes in turn, those that are ignored left so; other targets unchanged."""
+    if loss.kind != "classes" or targets.is_floating_point():
+        return targets
+    scores, labels = class_last(z, targets, loss.class_first)
+    turn = torch.arange(labels.numel(), device=z.device).reshape(labels.shape) % scores.shape[-1]
+    return torch.where(labels == loss.ignore_index, labels, turn.to(labels.dtype)).reshape(targets.shape)
 
 
 def _candidates(loss: Loss, z: Tensor, moved: Tensor, batch: Batch) -> list[tuple[Likelihood, float]]:
@@ -157,3 +170,14 @@ def _softmax(loss: Loss, z: Tensor, moved: Tensor, batch: Batch) -> tuple[Likeli
         return Softmax(z, kept, dim), float(value) if normal else math.nan
     value = F.cross_entropy(flat, target, ignore_index=loss.ignore_index, reduction="sum")
     return Softmax(z, kept, dim), float(value)
+
+
+def check_likelihood(subject: Subject) -> None:
+    """Refuse, before work starts, a subject whose loss is no negative log-likelihood that is known here.
+
+    Raises:
+        ValueError: as :func:`likelihood`.
+    """
+    batch = next(iter(subject.batches(FEW)))
+    with torch.no_grad():
+        likelihood(subject, subject.batch_outputs({}, batch), batch)
