@@ -34,6 +34,7 @@ __all__ = [
     "landscape",
     "load",
     "log_spaced",
+    "operators",
     "probes",
     "zoo",
 ]
@@ -58,7 +59,7 @@ _HOME = {
 """Where each name that is not a folder or module of its own is defined."""
 
 if TYPE_CHECKING:
-    from workbench import catalog, dynamics, experiments, landscape, probes, zoo
+    from workbench import catalog, dynamics, experiments, landscape, operators, probes, zoo
     from workbench.comparison import compare
     from workbench.draw.export import load
     from workbench.dynamics.along import Along

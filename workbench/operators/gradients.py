@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from workbench.data import Batch
@@ -89,8 +90,11 @@ def check_apart(subject: Subject) -> None:
             "with BatchNorm on batch statistics an example has no gradient of its own; make the subject with "
             "norm='eval'."
         )
-    if subject.batch_losses({}, next(iter(subject.batches(2)))) is None:
+    batch = next(iter(subject.batches(2)))
+    with torch.no_grad():
+        each, outputs = subject.batch_losses({}, batch), subject.batch_outputs({}, batch)
+    if each is None or len(outputs) != batch.size:
         raise ValueError(
-            "the loss does not come apart into its examples, so they have no gradients of their own; pass a loss that "
-            "gives one number for each example (reduction='none')."
+            "the loss does not come apart into its examples, so they have no gradients of their own; let the model keep "
+            "examples in dimension 0 and the loss give one number for each (reduction='none')."
         )
