@@ -95,6 +95,6 @@ def check_apart(subject: Subject) -> None:
         each, outputs = subject.batch_losses({}, batch), subject.batch_outputs({}, batch)
     if each is None or len(outputs) != batch.size:
         raise ValueError(
-            "the loss does not come apart into its examples, so they have no gradients of their own; let the model keep "
-            "examples in dimension 0 and the loss give one number for each (reduction='none')."
+            "the loss does not come apart into its examples, so they have no gradients of their own; let the model "
+            "keep examples in dimension 0 and the loss give one number for each (reduction='none')."
         )
