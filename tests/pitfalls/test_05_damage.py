@@ -9,8 +9,8 @@ import pytest
 import torch
 from pitfalls.exact import cross_entropy
 from promises import belongings
-from toys import World, examples, net
 from torch import Tensor, nn
+from toys import World, examples, net
 
 from workbench.probes.spectrum import HessianSpectrum
 from workbench.subject import Subject

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pitfalls.exact import IDS, X, Y, built, cross_entropy, dense, derivatives, double, flat, gap
+from pitfalls.exact import IDS, X, Y, built, cross_entropy, dense, derivatives, flat, gap
 from torch import Tensor, nn
 
 from workbench.operators.curvature import Curvature
