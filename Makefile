@@ -53,11 +53,12 @@ format: install  ## let ruff repair and format what it can
 types: install  ## pyright, strict, on the package
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# By files: the steps of a browser test follow one another, and what a module prepares is prepared once.
 pytest: install  ## the tests alone (ARGS="-k store" and the like are passed on)
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 slow: install system  ## the tests that take minutes or want a GPU
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "slow or gpu" $(ARGS)
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or gpu" $(ARGS)
 
 demo: install  ## train, probe and write a report folder, without a browser
 	$(BIN)/workbench demo $(ARGS)

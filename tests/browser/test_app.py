@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from browser.lab import environment, free_port, shoot, wait_for_http
 
-# In one worker, after one another: they share a browser, and the steps follow one another. (Said in each module,
-# because xdist reads its groups before a conftest could add them.)
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 RECORD = """
 import sys
 import workbench as wb
@@ -85,7 +83,7 @@ def said(page: Any, where: str, words: str) -> None:
 
 def _texts(page: Any, where: str) -> str:
     parts = (where, ".wb-status", ".wb-progress", ".wb-folder")
-    return repr({part: page.locator(f"{part} >> *").all_inner_texts()[:3] for part in parts})
+    return repr({part: [t[:200] for t in page.locator(f"{part} >> div").all_inner_texts()[:1]] for part in parts})
 
 
 def choose(page: Any, probe: str) -> None:

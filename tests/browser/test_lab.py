@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 from browser.lab import ROOT, WITHOUT_KERNEL, Lab, ask_kernel, open_notebook, run_all, save, shoot
 
-# In one worker, after one another: they share a browser, and the steps follow one another. (Said in each module,
-# because xdist reads its groups before a conftest could add them.)
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 TOUR = ROOT / "notebooks" / "00_tour.ipynb"
 FIGURE = ".wb-figure.js-plotly-plot"
 DRAWN = f"() => !!document.querySelector('{FIGURE}')?.data?.length"
