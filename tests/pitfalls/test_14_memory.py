@@ -66,7 +66,7 @@ print(json.dumps({"ours": growth(sound), "fault": growth(keeping)}))
 """
 
 PEAK = """
-large = subject(64, 1500, 1000)
+large = subject(64, 2000, 1000)
 probe = HessianSpectrum(trace=False, bracket=False, top=int(sys.argv[1]))
 next(iter(drive(HessianSpectrum(top=1), subject(8, 8, 20))))  # imports and caches are not the run's
 cost, peak, running = probe.estimate(large), [0], [True]
