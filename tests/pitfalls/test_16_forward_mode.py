@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pitfalls.exact import X, Y, built, cross_entropy, derivatives, double, gap
+from pitfalls.exact import X, Y, built, derivatives, double, gap
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
@@ -24,6 +24,7 @@ def net(norm: nn.Module) -> nn.Module:
 NETS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "LayerNorm": (lambda: net(nn.LayerNorm(8)), "eval"),
     "BatchNorm": (lambda: net(nn.BatchNorm1d(8)), "batch"),
+    "none": (lambda: net(nn.Identity()), "eval"),
 }
 
 
@@ -61,17 +62,12 @@ def test_products_through_norms_are_exact(name: str) -> None:
     equals_exact(name, ours)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ["LayerNorm", "BatchNorm"])
 def test_the_gradient_of_a_directional_derivative_is_caught(name: str) -> None:
-    assert cross_entropy(built(NETS[name][0]), X, Y).isfinite()
     with pytest.raises(AssertionError):
         equals_exact(name, reverse_over_forward)
 
 
 def test_it_is_right_without_a_norm() -> None:
     """So that the test above can tell a wrong derivative from a wrong use of it."""
-    NETS["none"] = (lambda: net(nn.Identity()), "eval")
-    try:
-        equals_exact("none", reverse_over_forward)
-    finally:
-        del NETS["none"]
+    equals_exact("none", reverse_over_forward)
