@@ -12,7 +12,7 @@ import torch
 from interop.test_pyhessian import Weights, exact, quadratic
 from toys import examples, net
 
-from workbench.interop import arpack
+from workbench.interop import curvlinops
 from workbench.interop.opinion import Answer, Opinion, Row
 from workbench.plan import Plan
 from workbench.probe import Reading
@@ -94,7 +94,7 @@ def test_where_curvlinops_fails_the_rest_of_the_table_stands(monkeypatch: pytest
     def largest(*_: Any) -> None:
         raise NotImplementedError("no forward mode")
 
-    monkeypatch.setattr(arpack, "largest", largest)
+    monkeypatch.setattr(curvlinops, "largest", largest)
     _, opinion = asked(Subject(net(), examples()), top=1, trace=False)
     assert opinion.packages == ("PyHessian",)
     assert "curvlinops could not: NotImplementedError: no forward mode" in opinion.notes

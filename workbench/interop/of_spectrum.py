@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.interop import arpack, pyhessian
+from workbench.interop import curvlinops, pyhessian
 from workbench.interop.opinion import Answer, Opinion, Row
 from workbench.interop.pyhessian import Eigenvalue, PyHessian, Stop, Trace
 from workbench.probe import Probe, Reading
@@ -67,7 +67,7 @@ def _eigenvalues(reading: Reading, found: Sequence[Eigenvalue], exact: Sequence[
             answer = _answer(found[theirs[rank]], theirs[rank], rank, float(value), float(error) + rounding)
         else:
             answer = Answer(pyhessian.NAME, math.nan, words=_absent(missing, short))
-        others = [Answer(arpack.NAME, exact[rank])] if rank < len(exact) else []
+        others = [Answer(curvlinops.NAME, exact[rank])] if rank < len(exact) else []
         rows.append(Row(f"eigenvalue {rank + 1}", float(value), float(error), (answer, *others), rounding))
     return rows
 
@@ -160,12 +160,13 @@ def _notes(subject: Subject, found: Sequence[Eigenvalue]) -> tuple[str, ...]:
 
 def _curvlinops(subject: Subject, top: int, seconds: float) -> tuple[Sequence[float], tuple[str, ...]]:
     """The largest eigenvalues by curvlinops and ARPACK in the time left, and words; nothing where it is not there."""
-    if find_spec(arpack.NAME) is None or subject.size < 3 or not top:
+    if find_spec(curvlinops.NAME) is None or subject.size < 3 or not top:
         return (), ()
     try:
-        found = arpack.largest(subject, top, seconds)
+        found = curvlinops.largest(subject, top, seconds)
     except TimeoutError:
         return (), ("curvlinops was not done in time; second_opinion(seconds=...) gives more",)
     except Exception as problem:  # noqa: BLE001 - another package may raise anything; the rest of the table stands
         return (), (f"curvlinops could not: {type(problem).__name__}: {str(problem).splitlines()[0][:120]}",)
-    return found, ("curvlinops' eigenvalues are by its own products and ARPACK, to rounding",)
+    said = ("curvlinops' eigenvalues are by its own products and ARPACK, to rounding", curvlinops.trap(subject))
+    return found, tuple(filter(None, said))
