@@ -193,7 +193,9 @@ class Subject(LossFunction):
     def plan(self) -> Plan:
         """How sums are cut up; what was left open is filled in."""
         given = self._plan
-        return Plan(given.chunk or self._default_chunk, given.retained, given.threads or torch.get_num_threads())
+        return dataclasses.replace(
+            given, chunk=given.chunk or self._default_chunk, threads=given.threads or torch.get_num_threads()
+        )
 
     def with_plan(self, plan: Plan) -> Subject:
         """The same subject evaluated by another plan."""

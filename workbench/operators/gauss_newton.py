@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.data import Batch
 from workbench.operators.curvature import Curvature, Graph
 from workbench.operators.graphs import pull, zeros_like
+from workbench.operators.pushes import Graphed, Outputs, Push, Way, checked, made, suggested
 from workbench.shell import precise
 from workbench.subject import Subject
 
@@ -20,15 +21,13 @@ Bend = Callable[[Tensor], Tensor | None]
 
 
 class OutputGraph:
-    """One chunk's outputs z with the graphs of z and of w ↦ Jᵀw, which is linear: its derivative along v is Jv.
+    """One chunk's outputs z with their graph, and ``push`` for their derivative along a direction.
 
     ``inner`` stands for z by itself, with ``loss`` a function of it; ``bend`` is B in Jᵀ B J, None for ∂²ℓ/∂z².
     """
 
-    def __init__(self, outputs: Tensor, leaves: Sequence[Tensor], loss: Tensor, inner: Tensor) -> None:
-        self.leaves, self.outputs, self.inner = leaves, outputs, inner
-        self.weights = torch.zeros_like(outputs, requires_grad=True)
-        self.pulled = pull([outputs], leaves, [self.weights], differentiable=True) or zeros_like(leaves)
+    def __init__(self, outputs: Tensor, leaves: Sequence[Tensor], loss: Tensor, inner: Tensor, push: Push) -> None:
+        self.leaves, self.outputs, self.inner, self.push = leaves, outputs, inner, push
         self.force = pull([loss], [inner], None, differentiable=True) or zeros_like([inner])
         self.loss = loss.detach()
         self.slope = pull([outputs], leaves, [self.force[0].detach()]) or zeros_like(leaves)
@@ -39,19 +38,14 @@ class OutputGraph:
         found = pull(self.force, [self.inner], [moved])
         return found[0] if found else None
 
-    def push(self, parts: Sequence[Tensor]) -> Tensor:
-        """J v: how the outputs move along a direction of the parameters."""
-        moved = pull(self.pulled, [self.weights], parts)
-        return moved[0] if moved else torch.zeros_like(self.inner)
-
     def product(self, parts: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """Jᵀ B J parts."""
         bent = (self.bend or self._curved)(self.push(parts))
         return None if bent is None else pull([self.outputs], self.leaves, [bent])
 
     def roots(self) -> Iterable[Tensor]:
-        """Outputs, Jᵀw and the loss's slope at the outputs."""
-        return (*self.pulled, self.outputs, *self.force)
+        """Outputs, what the push holds, and the loss's slope at the outputs."""
+        return (*self.push.roots(), self.outputs, *self.force)
 
 
 class OutputCurvature(Curvature):
@@ -71,6 +65,7 @@ class OutputCurvature(Curvature):
                 'operator="hessian".'
             )
         super().__init__(subject)
+        self._way: Way | None = None
 
     @abstractmethod
     def _bend(self, graph: OutputGraph, batch: Batch) -> Bend | None:
@@ -79,9 +74,38 @@ class OutputCurvature(Curvature):
     def _graph(self, batch: Batch) -> Graph:
         outputs = self.subject.batch_outputs(self.leaves, batch)
         inner = outputs.detach().requires_grad_()
-        graph = OutputGraph(outputs, list(self.leaves.values()), self.subject.output_loss(inner, batch), inner)
+        loss, push = self.subject.output_loss(inner, batch), self._push(outputs, batch)
+        graph = OutputGraph(outputs, list(self.leaves.values()), loss, inner, push)
         graph.bend = self._bend(graph, batch)
         return graph
+
+    def _push(self, outputs: Tensor, batch: Batch) -> Push:
+        """J v the way that the plan says, or that suits; compared with reverse mode on the first chunk."""
+        leaves, subject, names = list(self.leaves.values()), self.subject, list(self.leaves)
+
+        def again(tensors: Sequence[Tensor]) -> Tensor:
+            return subject.batch_outputs(dict(zip(names, tensors, strict=True)), batch)
+
+        if self._way is None:
+            return self._first_push(outputs, again, leaves)
+        # A graph that is not kept lives for one product: nothing that is built once pays off there.
+        once = bool(self._chunks) and self._way in ("linearised", "compiled")
+        return (
+            Graphed(outputs, leaves) if self._way == "graph" else made("forward" if once else self._way, again, leaves)
+        )
+
+    def _first_push(self, outputs: Tensor, again: Outputs, leaves: list[Tensor]) -> Push:
+        asked: Way | None = self.subject.plan.push
+        graphed, self._way = Graphed(outputs, leaves), asked or suggested(outputs)
+        if self._way == "graph":
+            return graphed
+        try:
+            return checked(self._way, again, leaves, graphed)
+        except RuntimeError:
+            if asked:
+                raise
+            self._way = "graph"
+            return graphed
 
     def field(self, params: Mapping[str, Tensor]) -> Tensor:
         """The outputs of all examples, flat."""
@@ -99,7 +123,8 @@ class GaussNewton(OutputCurvature):
     """G = (1/W) Σ Jᵀ (∂²ℓ/∂z²) J, the generalised Gauss-Newton matrix, with J the Jacobian of the outputs z.
 
     Positive semi-definite when ℓ is convex in z (cross-entropy on logits, squared error). J v by differentiating Jᵀw
-    along v (twice reverse, so it works wherever the Hessian does). Cost: 1.2 to 2.3 gradients a product on kept graphs.
+    along v (twice reverse, so it works wherever the Hessian does), by forward mode in nets with convolutions, or as
+    ``Plan(push=...)`` says. Cost: 1.2 to 1.6 gradients a product on kept graphs.
     The split lies at what the model returns: return logits, not probabilities. Source: Schraudolph 2002; Martens 2020.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -48,22 +49,30 @@ def zeros_like(like: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(t) for t in like]
 
 
-def held_bytes(roots: Iterable[Tensor], leaves: Iterable[Tensor] = ()) -> int:
-    """Bytes of the distinct tensors that the graphs above ``roots`` keep alive, without those of ``leaves``.
-
-    Walks the graph's nodes and looks at what each has saved; about 10 µs a node, nothing is computed.
-    """
-    sizes: dict[int, int] = {}
+def nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
+    """Each node of the graphs above ``roots`` once."""
     stack: list[Any] = [r.grad_fn for r in roots if r.grad_fn is not None]
     known = set(stack)
     while stack:
         node = stack.pop()
-        for saved in _saved(node):
-            place = saved.untyped_storage().data_ptr()
-            sizes[place] = max(sizes.get(place, 0), saved.numel() * saved.element_size())
+        yield node
         fresh = {parent for parent, _ in node.next_functions if parent is not None} - known
         known |= fresh
         stack.extend(fresh)
+
+
+def held_bytes(roots: Iterable[Tensor], leaves: Iterable[Tensor] = ()) -> int:
+    """Bytes of the distinct tensors that the graphs above ``roots`` keep alive, without those of ``leaves``.
+
+    Walks the graph's nodes and looks at what each has saved; about 10 µs a node, nothing is computed. A root without
+    a graph counts itself.
+    """
+    sizes: dict[int, int] = {}
+    roots = list(roots)
+    plain = [r for r in roots if r.grad_fn is None]
+    for saved in chain(plain, *(_saved(node) for node in nodes(roots))):
+        place = saved.untyped_storage().data_ptr()
+        sizes[place] = max(sizes.get(place, 0), saved.numel() * saved.element_size())
     for leaf in leaves:
         sizes.pop(leaf.untyped_storage().data_ptr(), None)
     return sum(sizes.values())
