@@ -1,0 +1,192 @@
+"""Which way of evaluating points is fastest here: timed on real points, verified, remembered as long as we run."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.landscape.evaluation.runner import Parts, Point, Runner
+from workbench.landscape.evaluation.way import Way
+from workbench.subject import SHARE, Subject
+from workbench.trees import leaves
+
+QUICK = 0.25
+"""Where all points together take fewer seconds than this, nothing is tried."""
+EFFORT = 0.08
+"""The share of the expected time of all points that trying other ways may take."""
+PATIENCE = 4.0
+"""Seconds that trying other ways may take at most."""
+BETTER = 0.97
+"""A way replaces another where it takes at most this share of its time."""
+SLOW = 0.1
+"""A run of so many seconds is timed once."""
+CALL = 2e-3
+"""On a CPU several points at once are tried where one forward pass takes fewer seconds than this."""
+REMEMBERED = 256
+ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5}
+"""How far from the plain way a verified one may be, relative to the largest loss of an example."""
+PREVIEW = 0.1
+"""The same for bfloat16, which must only be roughly right."""
+
+Make = Callable[[Way], Runner]
+_chosen: OrderedDict[Hashable, Way] = OrderedDict()
+_lock = threading.Lock()
+
+
+def remembered(key: Hashable, find: Callable[[], Way]) -> Way:
+    """The way chosen before under ``key`` in this process; else ``find()``, from then on. At most 256 are kept."""
+    with _lock:
+        if key in _chosen:
+            _chosen.move_to_end(key)
+            return _chosen[key]
+    found = find()  # outside the lock: a thread that is timed should not stop the others
+    with _lock:
+        _chosen.setdefault(key, found)
+        while len(_chosen) > REMEMBERED:
+            _chosen.popitem(last=False)
+        return _chosen.get(key, found)
+
+
+def key_of(subject: Subject, expected: int, base: Way) -> Hashable:
+    """What the fastest way depends on: model, shapes, precision, device, threads, plan, and how many points come."""
+    examples = next(iter(subject._feed.data.parts))
+    return (
+        repr(subject.module),
+        tuple((name, tuple(p.shape)) for name, p in subject.params.items()),
+        tuple((tuple(t.shape), str(t.dtype)) for t in leaves(examples)),
+        (subject.describe()["loss"], subject.examples, subject.norm, subject.dtype, subject.device),
+        (subject.plan.chunk, torch.get_num_threads(), expected.bit_length(), base),
+    )
+
+
+def agree(ours: Parts, plain: Parts, tolerance: float) -> bool:
+    """Whether totals are those of the plain way, to ``tolerance`` of the largest of them."""
+    scale = plain[0].abs().max()
+    return bool((ours[0] - plain[0]).abs().max() <= tolerance * scale) and ours[0].shape == plain[0].shape
+
+
+def tolerance_of(subject: Subject, way: Way) -> float:
+    """How far from the plain way this one may be."""
+    return PREVIEW if way.preview else ROUNDING.get(subject.dtype, 1e-5)
+
+
+@dataclass(eq=False)
+class Trial:
+    """Ways raced against each other on the first chunk of examples at one point.
+
+    The stages are: chunk and memory format, then the affine first layer, then several points at once, each on top of
+    the best so far. A way that raises, or whose losses are not those of the plain way, has lost.
+    """
+
+    subject: Subject
+    make: Make
+    point: Point
+    base: Way
+    expected: int
+    seconds: dict[Way, float] = field(default_factory=dict[Way, float])
+
+    def __post_init__(self) -> None:
+        self.limit = min(self.subject.examples, self.subject.plan.chunk or self.subject.examples)
+
+    def best(self) -> Way:
+        """The fastest way found within the time there is; the same numbers whichever it is, to rounding."""
+        began, base = time.perf_counter(), self.base
+        self.plain = self._plain()
+        if self.plain is None:
+            return base
+        whole = self._time(base) * self.subject.examples / max(self.limit, 1) * self.expected
+        if not whole > QUICK:
+            return base
+        budget, best = min(EFFORT * whole, PATIENCE), base
+        for stage in (self._layouts, self._affine, self._several):
+            start = best
+            for way in stage(start):
+                if time.perf_counter() - began > budget and way.affine == best.affine:
+                    break
+                if self._time(way) < BETTER * self.seconds[best]:
+                    best = way
+        return best
+
+    def _layouts(self, start: Way) -> Iterator[Way]:
+        """Chunks and memory formats, the most promising first."""
+        planned = self.subject.plan.chunk or self.limit
+        cut = not (
+            self.subject.norm == "batch" or self.subject._criterion.coupled or self.subject.device.type == "cuda"
+        )
+        chunks = [c for c in (64, 128, 32, 256) if c < planned] if cut else []
+        images = any(isinstance(m, nn.Conv2d) for m in self.subject.module.modules())
+        for last in (True, False) if images else (False,):
+            for chunk in (*chunks, None):
+                if last or chunk:
+                    yield replace(start, chunk=chunk, channels_last=last)
+
+    def _affine(self, start: Way) -> Iterator[Way]:
+        yield replace(start, affine=True)
+
+    def _several(self, start: Way) -> Iterator[Way]:
+        cuda = self.subject.device.type == "cuda"
+        calls = math.ceil(self.limit / (start.chunk or self.limit))
+        if not cuda and self.seconds[start] / calls > CALL:
+            return
+        for together in (16, 64, 256) if cuda else (8, 16):
+            if together <= self.expected and together <= most_together(self.subject):
+                yield replace(start, together=together)
+
+    def _time(self, way: Way) -> float:
+        """Seconds a point on the first chunk of examples; infinite for a way that is no good."""
+        self.seconds[way] = math.inf
+        try:
+            runner = self.make(way)
+            if not way.affine or runner.layers is not None:
+                self.seconds[way] = self._measured(runner)
+        except Exception:  # whatever a way cannot do, the plain one can
+            if way == self.base:
+                raise
+        return self.seconds[way]
+
+    def _measured(self, runner: Runner) -> float:
+        """The best of three runs, of one where that is slow enough to be measured well; infinite for other losses."""
+        way, times = runner.way, list[float]()
+        points = [self.point] * way.together
+        for _ in range(3):
+            start = time.perf_counter()
+            parts = runner.parts(points, True, self.limit)
+            total = float(parts[0].sum())  # waits for the device
+            times.append((time.perf_counter() - start) / way.together)
+            if not times[1:] and not (math.isfinite(total) and self._agrees(parts, way)):
+                return math.inf
+            if times[-1] > SLOW and (times[1:] or not way.affine):  # an affine runner's first run makes its products
+                break
+        return min(times)
+
+    def _agrees(self, parts: Parts, way: Way) -> bool:
+        assert self.plain is not None
+        return agree(tuple(p[:1] for p in parts), self.plain, tolerance_of(self.subject, way))
+
+    def _plain(self) -> Parts | None:
+        """The plain way's losses at the point; None where they are not finite, so that nothing can be compared."""
+        found = self.make(Way()).parts([self.point], True, self.limit)
+        return found if bool(found[0].isfinite().all()) else None
+
+
+def most_together(subject: Subject) -> int:
+    """How many points a quarter of the free memory holds: weights and activations of a chunk for each."""
+    each = subject.size * subject.dtype.itemsize + subject.memory()
+    return int(SHARE * subject.available_memory() // max(each, 1))
+
+
+def proof(runner: Runner, plain: Runner, point: Point, limit: int) -> bool:
+    """Whether a runner gives the plain way's losses at a point, to rounding."""
+    found: list[Any] = [r.parts([point], False, limit) for r in (runner, plain)]
+    finite: Tensor = found[1][0].isfinite().all()
+    return bool(finite) and agree(found[0], found[1], tolerance_of(runner.subject, runner.way))
