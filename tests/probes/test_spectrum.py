@@ -209,7 +209,7 @@ def test_notes_tell_what_the_numbers_are_of() -> None:
 def test_readings_of_a_stream_sharpen_and_say_how_far_they_are() -> None:
     readings = list(drive(HessianSpectrum(), subject("dense GELU")))
     products = [int(r.data.products) for r in readings]
-    assert products[:3] == [1, 2, 3]
+    assert products[0] == 1
     assert products == sorted(products)
     assert [r.done for r in readings] == sorted(r.done for r in readings)
     firsts = [float(r.data.eigenvalue[0]) for r in readings]

@@ -60,20 +60,18 @@ class Basis:
         if first != second:
             self.rows[[first, second]] = self.rows[[second, first]]
 
-    def _pieces(self, count: int) -> Iterator[tuple[slice, Tensor]]:
-        """Slabs to multiply one vector with: float32 chunks as they lie where that is exact enough, else float64."""
-        if self.device.type != "cpu" or self.rows.dtype != torch.float32:
-            yield from self._slabs(count)
-            return
-        for first in range(0, self.size, _CHUNK):
-            columns = slice(first, min(first + _CHUNK, self.size))
-            yield columns, self.rows[:count, columns]
+    def _pieces(self, count: int, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Slabs and parts of vectors to multiply: float32 chunks as they lie where that is exact enough, else float64."""
+        as_they_lie = self.device.type == "cpu" and self.rows.dtype == torch.float32
+        width, dtype = (_CHUNK, torch.float32) if as_they_lie else (self.width, torch.float64)
+        for slab, *parts in zip(self.rows[:count].split(width, 1), *(v.split(width) for v in vectors), strict=True):
+            yield slab.to(device=self.device, dtype=dtype), *parts
 
     def project(self, vector: Tensor, count: int) -> Tensor:
         """Float64 inner products of the first ``count`` rows with a vector: (count,)."""
         total = torch.zeros(count, dtype=torch.float64, device=self.device)
-        for columns, slab in self._pieces(count):
-            total += slab @ vector[columns].to(slab.dtype)
+        for slab, part in self._pieces(count, vector):
+            total += slab @ part.to(slab.dtype)
         return total
 
     def remove(self, vector: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -84,13 +82,15 @@ class Basis:
         """
         first = self.project(vector, count)
         second = torch.zeros_like(first)
+        if not count:
+            return vector.clone(), first
         rest = torch.empty_like(vector)
-        for columns, slab in self._pieces(count):
-            part = vector[columns].to(slab.dtype) - first.to(slab.dtype) @ slab
-            second += slab @ part
-            rest[columns] = part
-        for columns, slab in self._pieces(count):
-            rest[columns] = rest[columns].to(slab.dtype) - second.to(slab.dtype) @ slab
+        for slab, part, out in self._pieces(count, vector, rest):
+            moved = torch.addmv(part.to(slab.dtype), slab.T, first.to(slab.dtype), alpha=-1)
+            second += slab @ moved
+            out.copy_(moved)
+        for slab, out in self._pieces(count, rest):
+            out.copy_(torch.addmv(out.to(slab.dtype), slab.T, second.to(slab.dtype), alpha=-1))
         return rest, first + second
 
     def rotate(self, transform: Tensor) -> None:

@@ -16,6 +16,9 @@ from workbench.numerics.operator import Operator
 
 FEWEST_STEPS = 8
 """Products below which a small residual is not yet trusted: early Ritz values can settle on an inner eigenvalue."""
+SOONEST, EARLY = 4, 10.0
+"""A residual this many times smaller than the tolerance is trusted after so few: only a start with next to nothing of
+the leading eigenvector could fake it."""
 
 _Entry = TypeVar("_Entry", np.float64, np.bool_)
 
@@ -125,7 +128,8 @@ def lanczos(
     """The ``top`` algebraically largest and ``bottom`` smallest eigenpairs; yields after each product, until done.
 
     Done when every wanted pair has residual <= ``tolerance`` · |value| (or below what the dtype, or the asymmetry of
-    the products, leaves to be resolved) after at least 8 products, and nothing was found that had been missed. At
+    the products, leaves to be resolved), a tenth of that before the 8th product, and nothing was found that had been
+    missed. At
     ``limit`` products it ends with ``done=False``. The basis holds ``basis`` vectors (default ``max(32, 2 (top +
     bottom) + 10)``) and one more; when it is full the best Ritz vectors of both ends are kept (thick restart), which
     costs no extra products as long as more are kept than wanted. An exhausted (invariant) subspace is left by a random
@@ -286,8 +290,10 @@ class _Run:
         sizes[vague] = np.maximum(sizes[vague], self.plan.near_zero * sizes.max())
         allowed = np.maximum(tolerance * sizes, floor)
         ratios = np.divide(residuals, allowed, out=np.zeros(n), where=allowed > 0)
-        if not space.complete and (space.products < FEWEST_STEPS or n < self.top + self.bottom):
+        if not space.complete and (n < self.top + self.bottom or space.products < SOONEST):
             ratios[:] = np.inf
+        elif not space.complete and space.products < FEWEST_STEPS:
+            ratios *= EARLY
         wanted = np.zeros(n, dtype=bool)
         wanted[: self.top] = wanted[max(n - self.bottom, 0) :] = True
         unmet = np.flatnonzero(wanted & (ratios > 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from workbench.subject import Subject
 
 HALF_PRODUCTS = 24
 """Products with halves that a bracket usually takes."""
+PAUSE = 0.05
+"""Seconds between two readings of the same run."""
 
 
 class Measured:
@@ -51,7 +54,7 @@ class Measured:
         self.found: dict[str, Any] = {}
         self.said: tuple[str, ...] = ()
         self.bracket: Bracket | None = None
-        self.done = 0.0
+        self.done, self.last = 0.0, 0.0
         self.run: SpectralRun | None = None
 
     def steps(self) -> Iterator[bool]:
@@ -60,12 +63,19 @@ class Measured:
             self.run = run = SpectralRun(self.aim, opening.operator, opening.curvature, self.draw)
             self.found = self.fixed()
             for _ in run.eigenvalues():
-                yield True
+                yield self.due()
             self.count_outliers(run)
             yield from self.halve(opening)
             if self.aim.trace:
                 yield from run.sum()
             yield from run.further()
+
+    def due(self) -> bool:
+        """Whether a reading is worth its milliseconds: nobody sees more than twenty pictures a second."""
+        now = time.monotonic()
+        due = now - self.last >= PAUSE
+        self.last = now if due else self.last
+        return due
 
     def fixed(self) -> dict[str, Any]:
         """What is known before the first product."""
