@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
 from workbench.figure import Line as Curve
-from workbench.landscape.directions import mover, random_direction
+from workbench.landscape.directions import random_direction
 from workbench.landscape.grid import levels
+from workbench.landscape.points import PlanePoints, expected_bytes
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Display, Doc, Range
@@ -89,8 +89,9 @@ class Bundle(Probe[Subject]):
     def _along(self, subject: Subject, draw: Draw, line: int, alpha: Array, here: float) -> list[float]:
         """Losses on one line; its direction is drawn again each time, so that one at a time is held."""
         direction = random_direction(subject, draw, line, self.normalization)
-        at = mover(subject, direction, {name: torch.zeros_like(d) for name, d in direction.items()})
-        return [here if a == 0 else subject.evaluate(at(float(a), 0.0), ("loss",))["loss"] for a in alpha]
+        points = PlanePoints(subject, direction, expected=len(alpha), series=self.lines * self.points)
+        found = iter(points.evaluate(alpha[alpha != 0], ("loss",)))
+        return [here if a == 0 else next(found)["loss"] for a in alpha]
 
     def _reading(self, subject: Subject, alpha: Array, loss: Array, here: dict[str, float], seen: Any) -> Reading:
         done = int(seen.sum())
@@ -131,7 +132,7 @@ class Bundle(Probe[Subject]):
     def estimate(self, subject: Subject) -> Cost:
         """One direction and a moved copy at a time, and the forward pass of a chunk."""
         passes = self.lines * self.points + 1
-        size = 4 * subject.size * subject.dtype.itemsize + subject.memory() + 40 * self.lines * self.points
+        size = 3 * subject.size * subject.dtype.itemsize + expected_bytes(subject) + 40 * self.lines * self.points
         return Cost(size, passes, f"{passes} forward passes over {subject.examples} examples")
 
 

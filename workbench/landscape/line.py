@@ -16,6 +16,7 @@ from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
 from workbench.figure import Line as Curve
 from workbench.landscape.directions import Direction, Normalization, mover, norm, random_direction, unmoved_share
 from workbench.landscape.grid import levels
+from workbench.landscape.points import PlanePoints, expected_bytes
 from workbench.numerics.basis import dot
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.persistence import excess_variation, persistence
@@ -102,15 +103,13 @@ class Line(Probe[Subject]):
     )
 
     def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
-        """The model and its parabola, then the line from coarse to fine; one reading for each point."""
+        """The model and its parabola, then the line from coarse to fine; a reading as soon as points are known."""
         along, said = _direction(subject, draw, self.direction, self.normalization)
         curve = _Curve(self, subject, along, said)
         yield curve.reading()
         for level in levels(self.points):
-            for i in level.tolist():
-                if not curve.evaluated[i]:
-                    curve.evaluate(i)
-                    yield curve.reading()
+            for _ in curve.evaluate([i for i in level.tolist() if not curve.evaluated[i]]):
+                yield curve.reading()
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """Loss, slope and curvature at the model, how far they predict, and how rough the line is."""
@@ -149,7 +148,7 @@ class Line(Probe[Subject]):
         vectors = 4 + (40 if self.direction in ("sharpest", "negative") else 2)
         words = f"{self.points + 1} forward passes over {subject.examples} examples"
         size = vectors * subject.size * subject.dtype.itemsize
-        return Cost(size + max(subject.memory(), kept + working), self.points + 1, words)
+        return Cost(size + max(expected_bytes(subject), kept + working), self.points + 1, words)
 
 
 def _direction(subject: Subject, draw: Draw, kind: str, normalization: Normalization) -> tuple[Direction, str]:
@@ -216,6 +215,7 @@ class _Curve:
             self.alpha[n // 2] = 0.0
         zero = {name: torch.zeros_like(d) for name, d in self.along.items()}
         self.at = mover(self.subject, self.along, zero)
+        self.points = PlanePoints(self.subject, self.along, expected=n)
         self.arrays = {name: np.full(n, np.nan) for name in ("loss", "loss_error", "error_rate", "error_rate_error")}
         self.evaluated = np.zeros(n, dtype=bool)
         self.here = self.subject.evaluate()
@@ -237,10 +237,19 @@ class _Curve:
             "unmoved_share": unmoved_share(self.subject.params, moved, self.along),
         }
 
-    def evaluate(self, i: int) -> None:
-        """The values at position i."""
-        alpha = float(self.alpha[i])
-        found = self.here if alpha == 0.0 else self.subject.evaluate(self.at(alpha, 0.0))
+    def evaluate(self, places: list[int]) -> Iterator[None]:
+        """The values at some positions, as many at a time as are evaluated at once."""
+        elsewhere = [i for i in places if self.alpha[i]]
+        for i in places:
+            if not self.alpha[i]:
+                self._keep(i, self.here)
+                yield
+        for group in self.points.in_turn(self.alpha[elsewhere]):
+            for found in group:
+                self._keep(elsewhere.pop(0), found)
+            yield
+
+    def _keep(self, i: int, found: dict[str, float]) -> None:
         for name, array in self.arrays.items():
             array[i] = found.get(name, np.nan)
         self.evaluated[i] = True
@@ -253,7 +262,7 @@ class _Curve:
             self.values | self.arrays | self._shape() | {"evaluated": self.evaluated},
             coords={"alpha": self.alpha},
             converged=seen == total,
-            notes=(*self.subject.notes, self.said),
+            notes=(*self.subject.notes, self.said, self.points.how),
         )
 
     def _shape(self) -> dict[str, float]:

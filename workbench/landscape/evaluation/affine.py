@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -179,7 +179,8 @@ def _candidates(subject: Subject, point: Mapping[str, Tensor]) -> list[nn.Module
 
 
 def _used(total: Tensor, parameters: list[Tensor]) -> bool:
+    """Whether a gradient of ``total`` reaches any of the parameters."""
     if not total.requires_grad:
         return False
     found = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
-    return any(g is not None for g in found)
+    return any(g is not None for g in cast("tuple[Tensor | None, ...]", found))
