@@ -15,12 +15,11 @@ from workbench.operators.preconditioned import preconditioner
 from workbench.operators.table import WORDS, OperatorName, curvature
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Display, Doc, Range
-from workbench.selftest import test_bytes
 from workbench.spectra import panels
 from workbench.spectra.halves import ROWS, Halves
 from workbench.spectra.measured import HALF_PRODUCTS, Measured
 from workbench.spectra.opening import restricted
-from workbench.spectra.price import keeps_graphs, product_seconds
+from workbench.spectra.price import keeps_graphs, peak_bytes, product_seconds
 from workbench.spectra.run import DEPTH, Aim, Storage
 from workbench.subject import Subject
 
@@ -231,16 +230,13 @@ class HessianSpectrum(Probe[Subject]):
         return Figure(tuple(drawn))
 
     def estimate(self, subject: Subject) -> Cost:
-        """The basis and the kept graphs, and on top what a product needs, or the self-test before the basis fills."""
+        """Basis, vectors, kept graphs, a product on top of them and the self-test, as they lie in memory together."""
         whole, subject = subject, restricted(subject, self.layers)
         size, aim, itemsize = subject.size, self.aim, subject.dtype.itemsize
         rows, halves = min(aim.rows(size, itemsize) + 1, size), self.bracket and Halves.wanted(subject)
-        kept, working = curvature(subject, self.operator).expected_bytes()
-        vectors = (6 + (ROWS + 6 if halves else 0) + self.preconditioned) * size * itemsize
-        basis, tests = aim.basis_bytes(size, itemsize), 6 * size * itemsize + test_bytes(subject)
-        if subject.device.type != "cpu":  # a host hands out memory only once it is written to
-            tests += basis
-        most = kept + max(basis + vectors + working, tests)
+        found = curvature(subject, self.operator)
+        _, working = found.expected_bytes()
+        most = peak_bytes(found, aim, 6 + (ROWS + 6 if halves else 0) + self.preconditioned)
         words = f"{rows} basis vectors of {size} parameters, and the gradient's graph of {subject.examples} examples"
         products = aim.products(size) + (HALF_PRODUCTS // 2 if halves else 0)
         seconds = products * product_seconds(whole, self.operator, self.layers, keeps_graphs(subject, working))

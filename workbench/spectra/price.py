@@ -1,21 +1,35 @@
-"""What a product will take, from one that was timed on a few examples."""
+"""What a run will take: seconds from a product timed on a few examples, bytes from a graph measured on a few."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 
 from workbench.numerics.basis import norm
-from workbench.operators.curvature import SHARE, TRIED
+from workbench.operators.curvature import SHARE, TRIED, Curvature
+from workbench.operators.gauss_newton import OutputCurvature
 from workbench.operators.table import OperatorName, curvature
 from workbench.plan import Plan
+from workbench.selftest import EXAMPLES
 from workbench.spectra.opening import restricted
+from workbench.spectra.run import Aim
 from workbench.subject import Subject
 
 FEW = 8
 """The smaller of two numbers of examples, so that what does not grow with them is told apart."""
+WORKING = 1.3
+"""What a product takes beside its graphs, over the graph of one chunk, as curvatures themselves expect."""
+HOLES, HOLES_WORKING = 1.7, 1.2
+"""Factors on a host for kept graphs and for a product's tensors. Building a graph keeps some tensors and frees others
+between them, and glibc's allocator neither returns such holes nor, before its release 2.38, puts an aligned tensor of
+the same size back into one; measured on dense, convolutional and attention nets (tests/pitfalls/test_14_memory.py)."""
+TEST_VECTORS, TEST_GRAPHS, TEST_AGAIN = 13, 7, 0.5
+"""The self-test: vectors of the parameters' size in float64; what it takes over the graph of its examples in float64
+(the graph, a product on it, and the patches into which float64 convolutions unfold their inputs); and the share of it
+that a host does not use again for what comes later."""
 _known: WeakKeyDictionary[Subject, dict[tuple[str, str, bool], float]] = WeakKeyDictionary()
 
 
@@ -44,7 +58,35 @@ def keeps_graphs(subject: Subject, working: int) -> bool:
     if subject.plan.retained is not None:
         return subject.plan.retained
     chunk = min(subject.plan.chunk or subject.examples, subject.examples)
-    return working / 1.3 * subject.examples / chunk <= SHARE * subject.available_memory()
+    return working / WORKING * subject.examples / chunk <= SHARE * subject.available_memory()
+
+
+def peak_bytes(found: Curvature, aim: Aim, vectors: float) -> int:
+    """The most memory that a run takes at one time: basis, ``vectors`` of the parameters' size, graphs, self-test.
+
+    Each kept graph holds its chunk's gradient too (for products with outputs, two). On a device the self-test's
+    memory is free again when a product needs it. A host's allocator keeps what it was given and uses it again in part:
+    there the smaller of the two counts half, and graphs take more than their tensors (:data:`HOLES`).
+    """
+    subject, vector = found.subject, found.size * found.dtype.itemsize
+    kept, working = found.expected_bytes()
+    chunk = min(subject.plan.chunk or subject.examples, subject.examples)
+    chunks = -(-subject.examples // chunk) if keeps_graphs(subject, working) else 1
+    kept += chunks * vector * (2 if isinstance(found, OutputCurvature) else 1)
+    basis, others = basis_bytes(aim, subject), vectors * vector
+    share = working / WORKING / chunk * EXAMPLES * 8 / found.dtype.itemsize
+    tests = TEST_VECTORS * 8 * found.size + TEST_GRAPHS * share
+    if subject.device.type != "cpu":
+        return int(kept + basis + max(others + working, 6 * vector + tests))
+    run = others + HOLES * kept + HOLES_WORKING * working
+    return int(basis + max(run, tests) + TEST_AGAIN * min(run, tests))
+
+
+def basis_bytes(aim: Aim, subject: Subject) -> int:
+    """What the Lanczos basis takes of the memory in which the subject lies; for models on the host, always all."""
+    if subject.device.type == "cpu" and aim.storage == "host":
+        aim = replace(aim, storage="operator")
+    return aim.basis_bytes(subject.size, subject.dtype.itemsize)
 
 
 def _timed(subject: Subject, operator: OperatorName, retained: bool) -> float:
