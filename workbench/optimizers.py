@@ -218,7 +218,9 @@ _RULES: Mapping[str, _Rule] = {
     "RMSprop": _Rule(_momentum, _rmsprop, ("square_avg",)),
     "Adagrad": _Rule(_plain_response, _adagrad, ("sum", "step")),
 }
-_NEEDED = {"max_exp_avg_sq", "grad_avg", "mu_product"} | {name for rule in _RULES.values() for name in rule.needs}
+_NEEDED = {"max_exp_avg_sq", "grad_avg", "mu_product", "exp_avg"} | {
+    name for rule in _RULES.values() for name in rule.needs
+}
 
 
 def _rule(state: OptimizerState) -> _Rule:
@@ -298,6 +300,30 @@ def scales(optimizer: Optimizer, named: Mapping[str, Tensor]) -> dict[str, Scale
         entries = rule.scale(settings, state) if rule.scale is not None and moved else 1.0
         made[name] = Scale(entries, float(settings["lr"]), rule.respond(settings, state).constant, moved)
     return made
+
+
+def averaged_steps(optimizer: Optimizer, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Averaged gradient over preconditioner, m / P in float64, for each of the ``named`` tensors.
+
+    For Adam, AdamW and Adamax the update that was taken last, before learning rate and weight decay: m̂ / (√v̂ + ε).
+    Zero for a parameter that the optimizer never moved.
+
+    Raises:
+        ValueError: as :func:`scales`, and an optimizer that does not average gradients.
+    """
+    held = state_of(optimizer, named)
+    if _rule(held).respond not in (_average, _nadam_response):
+        known = ", ".join(kind for kind, rule in _RULES.items() if rule.respond in (_average, _nadam_response))
+        raise ValueError(f"{held.kind} keeps no average of gradients over which a step is made; {known} do.")
+    found, states = scales(optimizer, named), held.loaded()
+    return {name: _averaged(found[name], states.get(name, {}), like) for name, like in named.items()}
+
+
+def _averaged(scale: Scale, state: State, like: Tensor) -> Tensor:
+    if not scale.moved or "exp_avg" not in state:
+        return torch.zeros(like.shape, dtype=torch.float64, device=like.device)
+    mean: Tensor = state["exp_avg"].double()
+    return (mean / scale.entries).reshape(like.shape).to(like.device)
 
 
 def _stepped(rule: _Rule, state: State) -> bool:

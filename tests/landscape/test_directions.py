@@ -1,7 +1,9 @@
 """Directions: the worked example of filter normalisation, every layer kind, and rescaling invariance."""
 
 import copy
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from pytest import approx
 from torch import nn
 
+from workbench.landscape.axes import PlaneAxes, Span, plane_axes
 from workbench.landscape.directions import cosine, random_direction
+from workbench.landscape.kinds import Kind, Second
 from workbench.landscape.plane import Plane
 from workbench.numerics.sampling import Draw
 from workbench.subject import Subject
@@ -116,3 +120,137 @@ def test_coarse_to_fine_visits_every_point_once(points):
     assert sorted(order) == [(i, j) for i in range(points) for j in range(points)]
     rough = {(int(i), int(j)) for i in levels(points)[0] for j in levels(points)[0]}
     assert set(order[: len(rough)]) == rough
+
+
+def test_weight_and_unit_modes_and_what_biases_do():
+    subject = every()
+    draw = Draw(0, "t", subject.size)
+    raw = random_direction(subject, draw, 0, "none")
+    by_weight = random_direction(subject, draw, 0, "weight")
+    torch.testing.assert_close(by_weight["conv.weight"], raw["conv.weight"] * subject.params["conv.weight"].abs())
+    units = random_direction(subject, draw, 0, "dfilter", "copy")
+    assert units["up.weight"].movedim(1, 0).flatten(1).norm(dim=1).tolist() == approx([1, 1])
+    assert units["linear.weight"].norm(dim=1).tolist() == approx([1] * 4)
+    assert float(random_direction(subject, draw, 0, "dlayer")["linear.weight"].norm()) == approx(1)
+    for name in ("conv.bias", "norm.weight", "gain"):
+        torch.testing.assert_close(units[name], subject.params[name])
+        assert not by_weight[name].any()
+
+
+def exact_matrix(of: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.functional.hessian(of, at)
+
+
+def small() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    return net, (torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3)
+
+
+def axes_of(subject: Subject, first: Kind, second: Second = "same", **settings: object) -> tuple[PlaneAxes, Draw]:
+    draw = Draw(0, "Plane", subject.size, subject.dtype)
+    return plane_axes(subject, draw, first, "filter", 1.0, 5, Span(second, **settings)), draw
+
+
+def test_axes_of_two_kinds_are_each_what_they_are_called():
+    net, (x, y) = small()
+    subject = Subject(net, (x, y))
+    names = [name for name, _ in net.named_parameters()]
+    here = subject.flatten(subject.params)
+
+    def outputs(flat: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(net, dict(zip(names, split(flat), strict=True)), (x,))
+
+    def split(flat: torch.Tensor) -> list[torch.Tensor]:
+        sizes = [p.numel() for p in net.parameters()]
+        return [part.view(p.shape) for part, p in zip(flat.split(sizes), net.parameters(), strict=True)]
+
+    hessian = exact_matrix(lambda flat: nn.functional.cross_entropy(outputs(flat), y), here)
+    jacobian = torch.autograd.functional.jacobian(outputs, here)
+    p = outputs(here).softmax(1)
+    middle = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    ggn = torch.einsum("nci,ncd,ndj->ij", jacobian, middle, jacobian) / len(x)
+    axes, _ = axes_of(subject, "hessian", "ggn")
+    for found, matrix in ((axes.first, hessian), (axes.second, ggn)):
+        vector = subject.flatten(found)
+        assert float(vector @ matrix @ vector) == approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=1e-3)
+        assert float(vector.norm()) == approx(1)
+    gradient, draw = axes_of(subject, "gradient")
+    slope = torch.autograd.functional.jacobian(lambda flat: nn.functional.cross_entropy(outputs(flat), y), here)
+    torch.testing.assert_close(subject.flatten(gradient.first), slope / slope.norm())
+    other = random_direction(subject, draw, 1, "filter")
+    torch.testing.assert_close(subject.flatten(gradient.second), subject.flatten(other))
+    assert gradient.values["cosine"] == approx(cosine(gradient.first, other))
+
+
+def test_adams_direction_is_the_step_that_it_took():
+    net, (x, y) = small()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, eps=1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        before = torch.cat([p.detach().flatten() for p in net.parameters()]).clone()
+        optimizer.step()
+    step = torch.cat([p.detach().flatten() for p in net.parameters()]) - before
+    for subject in (s := Subject(net, (x, y), optimizer=optimizer), s.snapshot()):
+        axes, _ = axes_of(subject, "adam", "hessian")
+        torch.testing.assert_close(subject.flatten(axes.first), -step / step.norm())
+    with pytest.raises(ValueError, match="needs the optimizer"):
+        axes_of(Subject(net, (x, y)), "adam")
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="SGD keeps no average"):
+        axes_of(Subject(net, (x, y), optimizer=sgd), "adam")
+    other = Plane(points=3, directions="adam")
+    contexts = {other.context(Subject(net, (x, y), optimizer=optimizer))}
+    optimizer.step()
+    contexts.add(other.context(Subject(net, (x, y), optimizer=optimizer)))
+    assert len(contexts) == 2, "readings depend on the optimizer's state"
+
+
+class Walked:
+    """A path of three steps ending at the given net, as a trajectory offers it."""
+
+    def __init__(self, net: nn.Module, moves: torch.Tensor) -> None:
+        self.steps = (0, 1, 2)
+        self._moves, self._end = moves, {name: p.detach().clone() for name, p in net.named_parameters()}
+
+    def weights(self, step: int) -> dict[str, torch.Tensor]:
+        sizes = [p.numel() for p in self._end.values()]
+        parts = self._moves[step].split(sizes)
+        return {name: p + m.view(p.shape) for (name, p), m in zip(self._end.items(), parts, strict=True)}
+
+    def fingerprint(self) -> str:
+        return "path"
+
+
+def test_a_component_beside_a_random_direction_and_the_angle_to_the_way_here():
+    net, data = small()
+    subject = Subject(net, data)
+    moves = torch.randn(3, subject.size, dtype=torch.float64)
+    moves[2] = 0
+    subject.path = Walked(net, moves)
+    found = Plane(points=5, directions="pca", second="random").run(subject).data
+    axes = plane_axes(subject, Draw(0, "Plane", subject.size), "pca", "filter", 1.0, 5, Span("random"))
+    rows = torch.stack([subject.flatten(axes.first), subject.flatten(axes.second)])
+    wanted = torch.linalg.lstsq(rows.T, moves.T).solution
+    assert np.array([found.path_u.values, found.path_v.values]) == approx(wanted.numpy(), abs=1e-9)
+    assert found.path_distance.values == approx((moves - wanted.T @ rows).norm(dim=1).numpy(), abs=1e-9)
+    way = -moves[0]
+    cosines = [float(row @ way / row.norm() / way.norm()) for row in rows]
+    assert found.cosine_displacement.values == approx(cosines)
+    assert np.isnan(found.explained_variance.values[1])
+    assert found.v.values == approx([-1, -0.5, 0, 0.5, 1])
+    assert found.u.values[0] < wanted[0].min()
+    assert wanted[0].max() < found.u.values[-1]
+
+
+def test_two_directions_that_span_no_plane_are_refused():
+    net, data = small()
+    with pytest.raises(ValueError, match="parallel"):
+        axes_of(Subject(net, data), "gradient", "gradient")
+    with pytest.raises(ValueError, match="one_dim='copy'"):
+        axes_of(Subject(net, data, parameters="*.bias"), "random")
+    net.requires_grad_(True)
+    flat = Subject(net, data, objective=lambda model, batch: model(batch[0]).square().mean(), reduction="mean")
+    with pytest.raises(ValueError, match="choose 'hessian'"):
+        axes_of(flat, "ggn")

@@ -45,7 +45,7 @@ def test_two_wells_and_the_saddle_between_them() -> None:
 
 
 def test_a_bowl_has_one_basin_at_every_resolution() -> None:
-    data = Topology(points=17).run(bowl([0.3, 1.0])).data
+    data = Topology(points=17, directions="hessian").run(bowl([0.3, 1.0])).data
     assert set(data.basins_at.values) == {1.0}
     assert float(data.total_persistence) == 0
     assert math.isnan(float(data.saddle_minimum_distance))

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from workbench.landscape.directions import Direction, Normalization, cosine, random_direction
-from workbench.numerics.geometry import coordinates, principal_path
-from workbench.numerics.krylov import lanczos
+from workbench.landscape.directions import Direction, Normalization, OneDim, cosine, norm
+from workbench.landscape.kinds import Along, Kind, Second, chosen, displacement, kinds, recorded
+from workbench.landscape.quadratic import Quadratic, quadratic
+from workbench.numerics.geometry import coordinates
 from workbench.numerics.sampling import Draw
-from workbench.operators.hessian import Hessian
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
-HELD = 2**29
-"""Bytes of a recorded path that are kept in memory at once; a longer one is read from disk again and again."""
+RISE = 1.0
+"""With an automatic range, the predicted rise of the loss per example at the end of each axis."""
+PARALLEL = 1e-6
+"""Directions span a plane where 1 - |cosine| is more than this."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlaneAxes:
-    """Two directions, the coordinates of the grid along each, values that go into the reading, and notes."""
+    """Two directions, the coordinates of the grid along each, values that go into the reading, and notes.
+
+    ``quadratic`` where the range rests on it, so that it is not computed twice.
+    """
 
     first: Direction
     second: Direction
@@ -33,98 +37,110 @@ class PlaneAxes:
     v: Array
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()
+    quadratic: Quadratic | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """How a plane is spanned beyond its first kind: the second axis's, 1-D tensors, where the grid lies, and its range.
+
+    ``centre`` is added to the coordinates of the grid's middle. With ``reach="auto"`` half-widths are ``extent`` times
+    the distance at which the quadratic predicts a rise of :data:`RISE`.
+    """
+
+    second: Second = "same"
+    one_dim: OneDim = "zero"
+    centre: tuple[float, float] = (0.0, 0.0)
+    reach: Literal["given", "auto"] = "given"
 
 
 def plane_axes(
-    subject: Subject, draw: Draw, kind: str, normalization: Normalization, extent: float, points: int
+    subject: Subject,
+    draw: Draw,
+    kind: Kind,
+    normalization: Normalization,
+    extent: float,
+    points: int,
+    span: Span | None = None,
 ) -> PlaneAxes:
-    """The axes of a plane through ``subject``; ticks run over [-extent, extent], or over the path for ``"pca"``."""
-    if kind == "pca":
-        return _path_axes(subject, extent, points)
-    ticks = np.linspace(-extent, extent, points)
-    if kind == "hessian":
-        first, second, notes = _eigenvectors(subject, draw)
-    else:
-        first, second = (random_direction(subject, draw, k, normalization) for k in (0, 1))
-        notes = _random_words(normalization)
-    return PlaneAxes(first, second, ticks, ticks.copy(), {"cosine": cosine(first, second)}, notes)
+    """The axes of a plane through ``subject``; ticks run over [-extent, extent], or over the path for ``"pca"``.
+
+    Raises:
+        ValueError: directions that are zero or parallel, or that need a path, an optimizer or outputs not there.
+    """
+    span = span or Span()
+    wanted = kinds(kind, span.second)
+    pair = chosen(subject, draw, wanted, normalization, span.one_dim)
+    first, second = (a.direction for a in pair)
+    _check_plane(first, second)
+    found = quadratic(subject, first, second) if span.reach == "auto" else None
+    halves, said = _halves(subject, pair, extent, found)
+    u, v = (_ticks(a, h, extent, c, points) for a, h, c in zip(pair, halves, span.centre, strict=True))
+    values, measured = _measured(subject, first, second)
+    if "pca" in wanted:
+        values |= _on_path(subject, pair)
+    notes = dict.fromkeys((*pair[0].notes, *pair[1].notes, *measured, *said))
+    return PlaneAxes(first, second, u, v, values, tuple(notes), found)
 
 
-def _random_words(normalization: Normalization) -> tuple[str, ...]:
-    if normalization == "none":
-        return ("random directions are plain Gaussian, biases included",)
-    return (f"random directions are scaled to each {normalization}; biases and norm parameters do not move",)
+def _check_plane(first: Direction, second: Direction) -> None:
+    for name, direction in (("first", first), ("second", second)):
+        if not norm(direction) > 0:
+            raise ValueError(
+                f"the {name} direction is zero: its weights are all zero, or have at most one dim, which that "
+                "normalization does not move. Choose normalization='none' or one_dim='copy', or other directions."
+            )
+    if 1 - abs(cosine(first, second)) <= PARALLEL:
+        raise ValueError("the two directions are parallel, so they span no plane; choose another second direction.")
 
 
-def _eigenvectors(subject: Subject, draw: Draw) -> tuple[Direction, Direction, tuple[str, ...]]:
-    """The two leading Hessian eigenvectors, unit length, signed so that the loss first rises along them."""
-    with Hessian(subject) as hessian:
-        *_, last = lanczos(hessian, draw(0), top=2, bottom=0, tolerance=0.01, fresh=lambda i: draw(100 + i))
-        vectors = last.vectors([0, 1])
-    uphill = subject.flatten(subject.gradient())
-    signs = torch.where(vectors @ uphill < 0, -1.0, 1.0).to(vectors.dtype)
-    first, second = (subject.unflatten(s * x) for s, x in zip(signs, vectors, strict=True))
-    ratio = max(r / max(abs(t), 1e-300) for r, t in zip(last.top_residuals, last.top_values, strict=True))
-    said = (
-        f"Hessian eigenvectors to a relative residual of {ratio:.1g}, eigenvalues {last.top_values[0]:.4g} and "
-        f"{last.top_values[1]:.4g}; the normalisation setting does not apply to them"
-    )
-    return first, second, (said,)
+def _measured(subject: Subject, first: Direction, second: Direction) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Cosines between the axes, and to the way that training has come."""
+    between, moved = cosine(first, second), displacement(subject)
+    along = [math.nan] * 2 if moved is None else [cosine(d, moved) for d in (first, second)]
+    said = (f"the axes are not orthogonal (cosine {between:.2f})",) if abs(between) > 0.1 else ()
+    return {"cosine": between, "cosine_displacement": along}, said
 
 
-def _path_axes(subject: Subject, extent: float, points: int) -> PlaneAxes:
-    """Principal axes of the recorded path, the grid reaching ``extent`` times as far as the path and a fifth more."""
-    path = _recorded(subject)
-    here = subject.flatten(subject.params)
-    axes = principal_path(path, here)
-    found, distance = coordinates(path, here, axes.directions)
-    first, second = (subject.unflatten(d) for d in axes.directions)
-    values = {
-        "cosine": cosine(first, second),
-        "explained_variance": axes.explained,
+def _on_path(subject: Subject, pair: tuple[Along, Along]) -> dict[str, Any]:
+    """The recorded path in the plane, by least squares."""
+    rows = torch.stack([subject.flatten(a.direction) for a in pair])
+    found, distance = coordinates(recorded(subject), subject.flatten(subject.params), rows)
+    return {
+        "explained_variance": [a.share for a in pair],
         "path_u": found[:, 0],
         "path_v": found[:, 1],
         "path_distance": distance,
     }
-    walk = " and ".join(f"{share:.0%}" for share in axes.random_walk)
-    said = (
-        f"two components explain {axes.explained.sum():.1%} of the path of {len(path)} checkpoints; "
-        f"a random walk of as many would show {walk}"
-    )
-    u, v = (_reach(c, extent, points) for c in found.T)
-    return PlaneAxes(first, second, u, v, values, (said,))
 
 
-def _reach(along: Array, extent: float, points: int) -> Array:
-    low, high = min(along.min(), 0.0), max(along.max(), 0.0)
-    middle, half = (low + high) / 2, extent * 1.2 * (high - low) / 2
-    return np.linspace(middle - half, middle + half, points)
+def _halves(
+    subject: Subject, pair: tuple[Along, Along], extent: float, found: Quadratic | None
+) -> tuple[tuple[float, float], tuple[str, ...]]:
+    """Half-widths of the axes that do not run along a path, and what must be said of an automatic range."""
+    if found is None:
+        return (extent, extent), ()
+    most = [_farthest(subject, a.direction) for a in pair]
+    natural = [found.half_width(k, RISE, far) for k, far in enumerate(most)]
+    said = f"half-widths {extent:g} times the distance to a predicted rise of {RISE:g} in the loss per example"
+    flat = [str(k + 1) for k in (0, 1) if natural[k] == most[k]]
+    cut = f"; axis {' and '.join(flat)} is so flat that it was cut at the weights' own length" if flat else ""
+    return (extent * natural[0], extent * natural[1]), (said + cut,)
 
 
-def _recorded(subject: Subject) -> Sequence[Tensor]:
-    """The weights of every recorded step as vectors of the subject's chosen parameters."""
-    path = getattr(subject, "path", None)
-    if path is None:
-        raise ValueError(
-            "directions='pca' needs the path that led to the model: open the subject with trajectory.subject(step), or "
-            "choose directions='random' or 'hessian'."
-        )
-    steps = _Steps(subject, path)
-    held = len(steps) * subject.size * subject.dtype.itemsize
-    return [steps[i] for i in range(len(steps))] if held <= HELD else steps
+def _farthest(subject: Subject, direction: Direction) -> float:
+    """The step that is as long as the weights that it moves; of length 1 where these are zero."""
+    moved = {name: p for name, p in subject.params.items() if bool(direction[name].any())}
+    return (norm(moved) or 1.0) / norm(direction)
 
 
-class _Steps(Sequence[Tensor]):
-    """The recorded weights, read one at a time."""
-
-    def __init__(self, subject: Subject, path: Any) -> None:
-        self._subject, self._path = subject, path
-        self._names = tuple(subject.params)
-
-    def __len__(self) -> int:
-        return len(self._path.steps)
-
-    def __getitem__(self, index: Any) -> Any:
-        weights = self._path.weights(self._path.steps[index])
-        kept = {n: weights[n].to(device=self._subject.device, dtype=self._subject.dtype) for n in self._names}
-        return self._subject.flatten(kept)
+def _ticks(along: Along, half: float, extent: float, centre: float, points: int) -> Array:
+    """Even ticks around the middle, which is the model's place, or that of the path's ends on its own component."""
+    middle = 0.0
+    if along.reach is not None:
+        low, high = along.reach
+        middle, half = (low + high) / 2, extent * 1.2 * (high - low) / 2
+    steps = np.linspace(-half, half, points)
+    if points % 2:
+        steps[points // 2] = 0.0  # rounding would keep the grid from meeting the model itself
+    return steps + (middle + centre)

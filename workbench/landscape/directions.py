@@ -12,33 +12,43 @@ from workbench.numerics.sampling import Draw
 from workbench.parameters import filter_axes
 from workbench.subject import Subject
 
-Normalization = Literal["filter", "layer", "none"]
+Normalization = Literal["filter", "layer", "weight", "dfilter", "dlayer", "none"]
+OneDim = Literal["zero", "copy"]
 Direction = dict[str, Tensor]
 
 
-def random_direction(subject: Subject, draw: Draw, vector: int, normalization: Normalization) -> Direction:
+def random_direction(
+    subject: Subject, draw: Draw, vector: int, normalization: Normalization, one_dim: OneDim = "zero"
+) -> Direction:
     """A Gaussian direction scaled to the weights (Li et al. 2018, arXiv:1712.09913).
 
     ``"filter"``: each filter f of the direction is scaled to d_f ‖θ_f‖ / ‖d_f‖, so that plots of networks that differ
-    only by a rescaling of their filters agree; ``"layer"``: the same for whole tensors; ``"none"``: plain N(0, 1).
-    Under the first two, tensors with at most one dim (biases, norm scales) are zero, as in the paper; a filter whose
-    weights are zero gets zero. Axis of a filter: see :func:`filter_axis`.
+    only by a rescaling of their filters agree; ``"layer"``: the same for whole tensors; ``"weight"``: each entry is
+    multiplied with |θ|; ``"dfilter"`` and ``"dlayer"``: each filter, or tensor, of the direction has length 1;
+    ``"none"``: plain N(0, 1), and ``one_dim`` does not matter. Under all the others, tensors with at most one dim
+    (biases, norm scales) are zero, as in the paper, or for ``one_dim="copy"`` the weights themselves, as its code can.
+    A filter whose weights are zero gets zero. Axis of a filter: see :func:`~workbench.parameters.filter_axes`.
     """
     raw = subject.unflatten(draw(vector))
     if normalization == "none":
         return raw
-    axes = filter_axes(subject.module) if normalization == "filter" else {}
-    return {
-        name: _scaled(raw[name], weight, axes.get(name, 0), normalization) for name, weight in subject.params.items()
-    }
+    axes = filter_axes(subject.module) if normalization.endswith("filter") else {}
+
+    def scaled(name: str, weight: Tensor) -> Tensor:
+        if weight.ndim <= 1:
+            return torch.zeros_like(weight) if one_dim == "zero" else weight.clone()
+        return _scaled(raw[name], weight, axes.get(name, 0), normalization)
+
+    return {name: scaled(name, weight) for name, weight in subject.params.items()}
 
 
 def _scaled(direction: Tensor, weight: Tensor, axis: int, normalization: Normalization) -> Tensor:
-    if weight.ndim <= 1:
-        return torch.zeros_like(direction)
-    over = tuple(d for d in range(weight.ndim) if d != axis) if normalization == "filter" else tuple(range(weight.ndim))
+    if normalization == "weight":
+        return direction * weight.abs()
+    over = tuple(d for d in range(weight.ndim) if d != axis or normalization.endswith("layer"))
     lengths = torch.linalg.vector_norm(direction, dim=over, keepdim=True)
-    wanted = torch.linalg.vector_norm(weight, dim=over, keepdim=True)
+    unit = normalization.startswith("d")
+    wanted = torch.ones_like(lengths) if unit else torch.linalg.vector_norm(weight, dim=over, keepdim=True)
     return torch.where(lengths > 0, direction * (wanted / lengths.clamp_min(torch.finfo(weight.dtype).tiny)), 0.0)
 
 

@@ -1,0 +1,163 @@
+"""The arrays of a plane while its grid is being filled: the one place where its points are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.landscape.axes import PlaneAxes
+from workbench.landscape.directions import mover, norm, unmoved_share
+from workbench.landscape.grid import drawable
+from workbench.landscape.quadratic import (
+    Quadratic,
+    agreement_radius,
+    differentiable_twice,
+    inner_difference,
+    quadratic,
+)
+from workbench.probe import Variable
+from workbench.subject import Subject
+
+Array = NDArray[np.float64]
+GRID = ("loss", "loss_error", "error_rate", "error_rate_error")
+SAMPLED = ("sample_u", "sample_v", "sample_loss", "sample_loss_error")
+VARIABLES: tuple[Variable, ...] = (
+    Variable("loss", ("u", "v"), "mean loss", "loss per example", "loss_error"),
+    Variable("loss_error", ("u", "v"), "standard error of the mean loss over examples", "loss per example"),
+    Variable("error_rate", ("u", "v"), "share of examples classified wrongly", "", "error_rate_error"),
+    Variable("error_rate_error", ("u", "v"), "standard error of the error rate over examples", ""),
+    Variable("evaluated", ("u", "v"), "whether the point was evaluated", kind="bool"),
+    Variable("loss_here", (), "mean loss at the model itself", "loss per example", "loss_here_error"),
+    Variable("loss_here_error", (), "standard error of loss_here over examples", "loss per example"),
+    Variable("sample_u", ("sample",), "first coordinate of each evaluation, in order"),
+    Variable("sample_v", ("sample",), "second coordinate of each evaluation, in order"),
+    Variable("sample_loss", ("sample",), "mean loss, in order", "loss per example", "sample_loss_error"),
+    Variable("sample_loss_error", ("sample",), "standard error of sample_loss", "loss per example"),
+    Variable("direction_norm", ("direction",), "length of each direction", "parameter distance"),
+    Variable("cosine", (), "cosine of the angle between the directions"),
+    Variable("unmoved_share", (), "share of coordinates that the smallest step left unmoved by rounding"),
+)
+"""What every plane has."""
+PREDICTED: tuple[Variable, ...] = (
+    Variable("slope", ("direction",), "derivative of the loss along each direction at the model"),
+    Variable(
+        "curvature",
+        ("direction", "along"),
+        "second derivatives of the loss in the plane at the model",
+        error="curvature_error",
+    ),
+    Variable("curvature_error", (), "difference of the two mixed derivatives, which rounding makes"),
+    Variable("inner_difference", (), "RMS difference of quadratic and loss over the loss's change, inner half"),
+    Variable("agreement_radius", (), "coordinate distance within which that difference is at most a tenth"),
+)
+"""What a plane knows of the quadratic predicted at the model."""
+
+
+@dataclass(eq=False)
+class Filling:
+    """A grid of ``axes`` around ``subject``. ``predict``: compare with the quadratic at the model.
+
+    ``point`` is what is evaluated at coordinates (u, v); None: the subject's own loss, moved.
+    """
+
+    subject: Subject
+    axes: PlaneAxes
+    predict: bool = True
+    point: Callable[[float, float], dict[str, float]] | None = None
+    said: tuple[str, ...] = ()
+    predicted: Quadratic | None = None
+    arrays: dict[str, Array] = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, m = len(self.axes.u), len(self.axes.v)
+        self.at = mover(self.subject, self.axes.first, self.axes.second)
+        self.arrays = {name: np.full((n, m), np.nan) for name in GRID}
+        self.arrays |= {name: np.full(n * m, np.nan) for name in SAMPLED}
+        self.evaluated = np.zeros((n, m), dtype=bool)
+        self.seen = 0
+        self.here = self.subject.evaluate()
+        self.predicted = self.axes.quadratic
+        self.fixed = self._fixed()
+        self._compared: tuple[int, dict[str, Any]] = (0, {})
+
+    @property
+    def total(self) -> int:
+        """Points of the grid."""
+        return self.evaluated.size
+
+    def _fixed(self) -> dict[str, Any]:
+        step = float(np.diff(self.axes.u)[0])
+        moved = self.at(step, 0.0)
+        return {
+            "loss_here": self.here["loss"],
+            "loss_here_error": self.here["loss_error"],
+            "direction_norm": [norm(self.axes.first), norm(self.axes.second)],
+            "unmoved_share": unmoved_share(self.subject.params, moved, self.axes.first),
+            **self.axes.values,
+        }
+
+    def evaluate(self, i: int, j: int) -> None:
+        """The values at grid point (i, j)."""
+        u, v = float(self.axes.u[i]), float(self.axes.v[j])
+        found = self._value(u, v)
+        for name in GRID:
+            self.arrays[name][i, j] = found.get(name, np.nan)
+        for name, value in zip(SAMPLED, (u, v, found["loss"], found["loss_error"]), strict=True):
+            self.arrays[name][self.seen] = value
+        self.evaluated[i, j] = True
+        self.seen += 1
+
+    def _value(self, u: float, v: float) -> dict[str, float]:
+        if u == 0.0 == v:
+            return self.here
+        return self.point(u, v) if self.point else self.subject.evaluate(self.at(u, v))
+
+    def foresee(self) -> None:
+        """Compute the quadratic at the model, once; a loss without second derivatives has none, and a note says so."""
+        if not self.predict or self.predicted is not None:
+            return
+        try:
+            self.predicted = quadratic(self.subject, self.axes.first, self.axes.second)
+        except RuntimeError as problem:
+            if differentiable_twice(problem):
+                raise
+            self.predict = False
+            self.said = (*self.said, "no quadratic is predicted: the loss cannot be differentiated twice")
+
+    def values(self) -> Mapping[str, Any]:
+        """Everything that is known now, by name."""
+        known = self.arrays | self.fixed | {"evaluated": self.evaluated}
+        return known | self._quadratic() if self.predicted else known
+
+    def _quadratic(self) -> dict[str, Any]:
+        """The quadratic, and how well it agrees with the finest complete grid (compared once for each)."""
+        q, at = self.predicted, drawable(self.evaluated)
+        assert q is not None
+        if self._compared[0] != len(at) and self.evaluated[np.ix_(at, at)].all():
+            u, v = np.meshgrid(self.axes.u[at], self.axes.v[at], indexing="ij")
+            loss = self.arrays["loss"][np.ix_(at, at)].ravel()
+            points = (u.ravel(), v.ravel(), loss, self.here["loss"], q)
+            widths = half_widths(self.axes.u, self.axes.v)
+            found = {
+                "inner_difference": inner_difference(*points, widths),
+                "agreement_radius": agreement_radius(*points),
+            }
+            self._compared = (len(at), found)
+        fixed = {"slope": q.slope, "curvature": q.curvature, "curvature_error": q.asymmetry}
+        return fixed | self._compared[1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What subject, axes and quadratic have to say."""
+        held = self.predicted is not None and self.subject.norm == "recompute"
+        frozen = ("the quadratic holds the recomputed statistics at those of the model",) if held else ()
+        return (*self.subject.notes, *self.axes.notes, *self.said, *frozen)
+
+
+def half_widths(u: Array, v: Array) -> tuple[float, float]:
+    """Half of what each axis spans."""
+    return float(u[-1] - u[0]) / 2, float(v[-1] - v[0]) / 2

@@ -1,0 +1,116 @@
+"""How a plane is drawn: contour map and surface, the models on it, and the quadratic beside the measured loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from workbench.figure import AnyMark, Axis, Contour, Line, Panel, Points, Scale, Surface
+from workbench.landscape.filling import half_widths
+from workbench.landscape.grid import drawable
+from workbench.landscape.quadratic import Quadratic, measured_line
+
+Array = NDArray[np.float64]
+View = Literal["both", "contour", "surface"]
+ENOUGH = 5
+"""Points on each axis from which on a measured level line is drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """What is drawn of a plane: values (u, v) of the finest complete grid, with its ticks, and the words beside it."""
+
+    u: Array
+    v: Array
+    z: Array
+    axes: tuple[str, str]
+    colour: Axis
+    square: bool = False
+
+
+def field_of(
+    data: xr.Dataset, metric: str, axes: tuple[str, str], scale: Scale, square: bool, words: str | None = None
+) -> Field:
+    """The finest complete grid of one variable; error rates are always drawn on a linear scale: they can be zero."""
+    at = drawable(data.evaluated.values)
+    u, v, z = data["u"].values[at], data["v"].values[at], data[metric].values[np.ix_(at, at)]
+    colour = Axis(words or metric.replace("_", " "), "linear" if metric == "error_rate" else scale)
+    return Field(u, v, z, axes, colour, square)
+
+
+def panels(field: Field, view: View, marks: tuple[AnyMark, ...]) -> tuple[Panel, ...]:
+    """Contour map with ``marks``, surface, or both."""
+    made: list[Panel] = []
+    z, ends = field.z.T, ((field.u[0], field.u[-1]), (field.v[0], field.v[-1]))
+    if view != "surface":
+        x, y = (Axis(w, limits=(float(a), float(b))) for w, (a, b) in zip(field.axes, ends, strict=True))
+        flat: tuple[AnyMark, ...] = (Contour(field.u, field.v, z), *marks)
+        made.append(Panel(flat, x, y, field.colour, square=field.square))
+    if view != "contour":
+        # A turned axis has little room for words.
+        x, y = (Axis(w.split(" (")[0].removeprefix("along ").removeprefix("Hessian ")) for w in field.axes)
+        made.append(Panel((Surface(field.u, field.v, z),), x, y, field.colour))
+    return tuple(made)
+
+
+def note(data: xr.Dataset, *said: str) -> str:
+    """How much of the grid is drawn, how much is not finite, and what else there is to say."""
+    drawn, points = len(drawable(data.evaluated.values)), data.sizes["u"]
+    rough = "" if drawn == points else f"{drawn} × {drawn} of {points} × {points} points"
+    lost = int((data.evaluated & ~np.isfinite(data.loss)).sum())
+    hatched = f"{lost} points are not finite (hatched)" if lost else ""
+    return " · ".join(part for part in (rough, hatched, *said) if part)
+
+
+def path_marks(data: xr.Dataset) -> tuple[AnyMark, ...]:
+    """The recorded path in the plane, where there is one."""
+    known = np.isfinite(data.path_u.values)
+    if not known.any():
+        return ()
+    return (Line(data.path_u.values[known], data.path_v.values[known], "recorded path", "second"),)
+
+
+def here() -> Points:
+    """The model itself."""
+    return Points([0.0], [0.0], label="model", role="reference")
+
+
+def predicted(data: xr.Dataset) -> Quadratic | None:
+    """The quadratic in a reading's data; None before it is known."""
+    slope, curvature = data.slope.values, data.curvature.values
+    return Quadratic(slope, curvature) if np.isfinite(curvature).all() and np.isfinite(slope).all() else None
+
+
+def quadratic_marks(data: xr.Dataset) -> tuple[AnyMark, ...]:
+    """One level of the quadratic predicted at the model, and the loss's own line of that level."""
+    q, widths = predicted(data), half_widths(data["u"].values, data["v"].values)
+    if q is None or not np.isfinite(level := q.inner_level(widths)):
+        return ()
+    x, y = q.level_line(level, widths)
+    marks: list[AnyMark] = [Line(x, y, f"predicted {_signed(level)}", "reference")]
+    at = drawable(data.evaluated.values)
+    if len(at) >= ENOUGH:
+        rise = data.loss.values[np.ix_(at, at)] - float(data.loss_here)
+        x, y = measured_line(data["u"].values[at], data["v"].values[at], rise, level)
+        marks.append(Line(x, y, f"measured {_signed(level)}", "second"))
+    return tuple(marks)
+
+
+def agreement_words(data: xr.Dataset) -> str:
+    """How far the quadratic holds, in words; empty before that is known."""
+    radius = float(data.agreement_radius)
+    if np.isnan(radius):
+        return ""
+    if radius > 0:
+        return f"quadratic good to 10 % within {radius:.2g}"
+    at = drawable(data.evaluated.values)
+    nearest = min(float(np.diff(data[name].values[at]).min()) for name in ("u", "v"))
+    return f"quadratic off by more than 10 % at {nearest:.2g}"
+
+
+def _signed(level: float) -> str:
+    return f"{level:+.2g}"
