@@ -148,7 +148,7 @@ def _allowed(subject: Subject) -> float:
 class Alignment:
     """The second model of a pair with its units in the order of the first's.
 
-    ``permutation_error`` is the largest change of its outputs by the permutation over the examples, as a share of the
+    ``output_change`` is the largest change of its outputs by the permutation over the examples, as a share of the
     largest output: rounding. ``permuted_share`` is the share of units that moved, of those that may; ``coverage`` the
     share of the weights that some permutation reaches.
     """
@@ -156,7 +156,7 @@ class Alignment:
     second: Subject
     symmetry: Symmetry
     matching: Matching | None
-    permutation_error: float
+    output_change: float
     permuted_share: float
     coverage: float
     notes: tuple[str, ...]
@@ -166,7 +166,8 @@ def align(pair: Pair, rng: np.random.Generator, starts: int = 4) -> Iterator[Ali
     """Bring the second model's units into the order of the first's by matching weights; the best of several starts.
 
     All parameters count alike in the distance; running statistics follow. Yields after each start. The permuted model
-    is checked on all examples, BatchNorm in eval mode: where its outputs are not the same to rounding it stays as it was, and notes say so.
+    is checked on all examples, BatchNorm in eval mode: where its outputs are not the same to rounding it stays as it
+    was, and notes say so.
     Cost: see :func:`workbench.numerics.matching.match`, and two passes over the examples for each start.
     """
     found = symmetry(pair.second)

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from torch import Tensor
 
 from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
 from workbench.figure import Line as Curve
-from workbench.landscape.barrier import barriers, greatest_rise
 from workbench.landscape.grid import levels
+from workbench.landscape.segment import METRICS, Segment
 from workbench.numerics.basis import norm
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Display, Doc, Range
 from workbench.several import Pair
-from workbench.subject import Subject
 
 Array = NDArray[np.float64]
-_METRICS = ("loss", "loss_error", "error_rate", "error_rate_error")
 
 
 @dataclass(frozen=True)
@@ -148,17 +145,13 @@ class _Way:
 
     probe: Path
     pair: Pair
-    best: tuple[float, Tensor | None] = (0.0, None)
-    ends: list[Tensor | None] = field(default_factory=list[Tensor | None])
 
     def __post_init__(self) -> None:
+        first, second = self.pair.first, self.pair.second
         self.alpha = _positions(self.probe.points, self.probe.overshoot)
-        self.values: dict[str, Any] = {name: np.full(self.alpha.size, np.nan) for name in _METRICS}
-        self.evaluated = np.zeros(self.alpha.size, dtype=bool)
-        self.a, self.b = (s.tensors() for s in (self.pair.first, self.pair.second))
-        self.ground = self.pair.first.under(self.probe.norm)
-        flats = [s.flatten(s.params).double() for s in (self.pair.first, self.pair.second)]
-        self.values["distance"] = float(norm(flats[0] - flats[1]))
+        self.segment = Segment(first.under(self.probe.norm), first.tensors(), second.tensors())
+        flats = [s.flatten(s.params).double() for s in (first, second)]
+        self.distance = float(norm(flats[0] - flats[1]))
 
     def order(self) -> Iterator[int]:
         """Indices: the ends and the middle, finer and finer, then beyond."""
@@ -167,75 +160,23 @@ class _Way:
         yield from inside
         yield from (i for i in range(self.alpha.size) if i not in set(inside))
 
-    def between(self, alpha: float) -> Subject:
-        """The subject at that point; buffers that count are interpolated too, integers are the nearer model's."""
-        return self.ground.at({name: _mixed(t, self.b[name], alpha) for name, t in self.a.items()})
-
     def evaluate(self, i: int) -> None:
-        """The values at position i, and the barriers once the ends are known."""
-        there = self.between(float(self.alpha[i]))
-        found = there.evaluate()
-        for name in _METRICS:
-            self.values[name][i] = found.get(name, np.nan)
-        self.evaluated[i] = True
-        self._notice(i, there)
-
-    def _notice(self, i: int, there: Subject) -> None:
-        """Keep the losses of the ends and of the highest point above the chord, for the barrier's error."""
-        known = self.evaluated & (self.alpha >= 0) & (self.alpha <= 1)
-        if len(self.ends) < 2:
-            self.ends.append(there.losses())
-            if len(self.ends) < 2:
-                return
-        a, e = self.alpha[known], self.values["loss"][known]
-        found, rates = barriers(a, e), barriers(a, self.values["error_rate"][known])
-        place = float(a[found.place])
-        if place == float(self.alpha[i]) and 0 < place < 1:
-            self.best = (place, there.losses())
-        self.values |= {
-            "barrier": found.linear,
-            "barrier_place": place,
-            "barrier_mean": found.mean,
-            "barrier_maximum": found.maximum,
-            "barrier_error": self._error(place),
-            "error_barrier_mean": rates.mean,
-            "error_barrier_error": self._rate_error(known),
-            "greatest_rise": greatest_rise(a, e),
-        }
-
-    def _error(self, place: float) -> float:
-        """Standard error over examples of the difference at the highest point; 0 at an end, where it is 0 by itself."""
-        if place in (0.0, 1.0):
-            return 0.0
-        at, (first, second) = self.best[1], self.ends
-        if at is None or first is None or second is None or len(at) < 2:
-            return math.nan
-        gap = at - (1 - place) * first - place * second
-        return float(gap.std() / math.sqrt(len(gap)))
-
-    def _rate_error(self, known: NDArray[np.bool_]) -> float:
-        rate, error = self.values["error_rate"], self.values["error_rate_error"]
-        if not np.isfinite(rate[known]).all():
-            return math.nan
-        top = np.flatnonzero(known)[int(rate[known].argmax())]
-        ends = [int(np.flatnonzero(self.alpha == end)[0]) for end in (0.0, 1.0)]
-        return float(math.hypot(error[top], error[ends[0]] / 2, error[ends[1]] / 2))
+        """The values at position i."""
+        self.segment.evaluate(float(self.alpha[i]))
 
     def reading(self) -> Reading:
         """What is known now."""
-        seen, total = int(self.evaluated.sum()), self.alpha.size
+        evaluated = np.array([float(a) in self.segment.found for a in self.alpha])
+        heights = self.segment.heights()
+        if heights:
+            heights["error_barrier_error"] = heights["error_barrier_mean_error"]
+        declared = {v.name for v in self.probe.variables}
+        values: dict[str, Any] = {name: self.segment.values(name, self.alpha) for name in METRICS}
+        values |= {name: height for name, height in heights.items() if name in declared}
         return self.probe.reading(
-            seen / total,
-            self.values | {"evaluated": self.evaluated},
+            float(evaluated.mean()),
+            values | {"evaluated": evaluated, "distance": self.distance},
             coords={"alpha": self.alpha},
-            converged=seen == total,
-            notes=self.ground.notes,
+            converged=bool(evaluated.all()),
+            notes=self.segment.ground.notes,
         )
-
-
-def _mixed(first: Tensor, second: Tensor, alpha: float) -> Tensor:
-    if not first.is_floating_point():
-        return first if alpha < 0.5 else second.to(first.device)
-    if alpha in (0.0, 1.0):  # the models themselves, to the last bit
-        return second.to(first) if alpha else first
-    return first + alpha * (second.to(first) - first)
