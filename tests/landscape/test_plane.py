@@ -131,3 +131,50 @@ def test_standard_errors_are_those_of_the_examples():
     reading = Plane(points=3, extent=0.1).run(Subject(net, data))
     losses = nn.functional.cross_entropy(net(data[0]), data[1], reduction="none")
     assert float(reading.data.loss_here_error) == approx(float(losses.std() / len(losses) ** 0.5), rel=1e-9)
+
+
+@pytest.mark.parametrize("reach", ["given", "auto"])
+def test_zooming_samples_the_range_that_was_seen(reach):
+    net, data = net_and_data()
+    subject = Subject(net, data)
+    plane = Plane(points=5, extent=0.5, reach=reach)
+    first = plane.run(subject).data
+    u, v = first.u.values, first.v.values
+    closer = plane.zoomed(first, (u[2], u[3]), (v[3], v[4]))
+    found = closer.run(subject)
+    assert found.data.u.values[[0, -1]] == approx(u[[2, 3]])
+    assert found.data.v.values[[0, -1]] == approx(v[[3, 4]])
+    corners = found.data.loss.values[np.ix_([0, -1], [0, -1])]
+    assert corners == approx(first.loss.values[np.ix_([2, 3], [3, 4])])
+    again = closer.zoomed(found.data, (u[0], u[4]), (v[0], v[4]))
+    assert again.run(subject).data.u.values == approx(u)
+    assert found.figure().panels[0].x.limits == approx((u[2], u[3]))
+
+
+@pytest.mark.parametrize("policy", ["batch", "recompute"])
+def test_each_point_has_its_own_statistics_when_asked(policy):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)).double().eval()
+    x, y = torch.randn(24, 5, dtype=torch.float64), torch.arange(24) % 3
+    subject = Subject(net, (x, y), batch_size=24)
+    found = Plane(points=3, extent=0.5, norm=policy).run(subject, seed=2)
+    axes = plane_axes(subject, Draw(2, "Plane", subject.size), "random", "filter", 0.5, 3)
+    for i in range(3):
+        for j in range(3):
+            moved = copy.deepcopy(net)
+            with torch.no_grad():
+                for name, p in moved.named_parameters():
+                    p += axes.u[i] * axes.first[name] + axes.v[j] * axes.second[name]
+                moved[1].momentum = None
+                moved[1].reset_running_stats()
+                out = moved.train()(x)
+                out = out if policy == "batch" else moved.eval()(x)
+            assert float(found.data.loss[i, j]) == approx(nn.functional.cross_entropy(out, y).item(), rel=1e-9)
+    assert not np.allclose(found.data.loss.values, Plane(points=3, extent=0.5).run(subject, seed=2).data.loss.values)
+
+
+def test_large_grids_are_whole_and_say_so_less_often():
+    fine = list(Plane(points=51, directions="hessian").stream(quadratic(), Draw(0, "Plane", 2)))
+    assert len(fine) < 1400
+    assert fine[-1].converged
+    assert fine[-1].data.evaluated.values.all()

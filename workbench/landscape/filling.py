@@ -117,16 +117,21 @@ class Filling:
         return self.point(u, v) if self.point else self.subject.evaluate(self.at(u, v))
 
     def foresee(self) -> None:
-        """Compute the quadratic at the model, once; a loss without second derivatives has none, and a note says so."""
+        """Compute the quadratic at the model, once; a note says so where the loss has none."""
         if not self.predict or self.predicted is not None:
             return
+        self.predict = False
         try:
-            self.predicted = quadratic(self.subject, self.axes.first, self.axes.second)
+            found = quadratic(self.subject, self.axes.first, self.axes.second)
         except RuntimeError as problem:
             if differentiable_twice(problem):
                 raise
-            self.predict = False
             self.said = (*self.said, "no quadratic is predicted: the loss cannot be differentiated twice")
+            return
+        if found.slope.any() or found.curvature.any():
+            self.predicted = found
+        else:
+            self.said = (*self.said, "no quadratic is predicted: all derivatives of the loss are zero at the model")
 
     def values(self) -> Mapping[str, Any]:
         """Everything that is known now, by name."""

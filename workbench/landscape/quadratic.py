@@ -20,6 +20,9 @@ AGREES = 0.1
 INNER = 0.5
 """The inner part of a picture: this share of its half-width in every direction."""
 ANGLES = 181
+"""Points of a level line."""
+FAR = 100.0
+"""Level lines end so many half-widths from the model."""
 _NOT_TWICE = ("differentiate twice", "is not implemented", "does not require grad")
 
 
@@ -54,16 +57,17 @@ class Quadratic:
     def level_line(self, level: float, widths: tuple[float, float]) -> tuple[Array, Array]:
         """Where q = ``level`` > 0 first, seen from the model: an ellipse where C is positive definite, (n,) each.
 
-        Angles are even in a picture of these half-widths; nan where q does not reach the level.
+        Angles are even in a picture of these half-widths; nan where q does not reach the level, or only far outside.
         """
         angle = np.linspace(0, 2 * np.pi, ANGLES)
         x, y = widths[0] * np.cos(angle), widths[1] * np.sin(angle)
-        slope = self.slope[0] * x + self.slope[1] * y
-        bend = 2 * (self.rise(x, y) - slope)
+        (a, b), (_, c) = self.curvature
+        slope, bend = self.slope[0] * x + self.slope[1] * y, a * x * x + 2 * b * x * y + c * y * y
         root = slope**2 + 2 * bend * level
         below = slope + np.sqrt(np.where(root >= 0, root, np.nan))
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(below > 0, 2 * level / below, np.nan)
+        t[~(t <= FAR)] = np.nan
         return t * x, t * y
 
     def inner_level(self, widths: tuple[float, float]) -> float:
@@ -136,7 +140,7 @@ def _ratio(u: Array, v: Array, loss: Array, here: float, q: Quadratic) -> Array:
         change = loss - here
         missed = np.maximum(np.abs(change - q.rise(u, v)) - 1e-7 * abs(here), 0.0)
         top, bottom = np.sqrt(np.cumsum(missed**2)), np.sqrt(np.cumsum(change**2))
-    return np.divide(top, bottom, out=np.where(top > 0, np.nan, 0.0), where=bottom > 0)
+    return np.divide(top, bottom, out=np.where(top == 0, 0.0, np.nan), where=bottom > 0)
 
 
 def measured_line(u: Array, v: Array, rise: Array, level: float) -> tuple[Array, Array]:
