@@ -15,6 +15,7 @@ from toys import examples, net, record_training
 
 import workbench as wb
 from workbench.comparison import Comparison, UnlikeModels
+from workbench.draw.sheet import sheet
 from workbench.probe import Reading
 from workbench.probes.collapse import NeuralCollapse
 from workbench.probes.spectrum import HessianSpectrum
@@ -182,3 +183,24 @@ def test_digests_of_examples_are_equal_exactly_when_the_examples_are() -> None:
     assert whole.data_digest == whole.snapshot().data_digest
     assert whole.data_digest != whole.selected(range(29)).data_digest
     assert whole.data_digest != Subject(net(), (x.flip(0), y.flip(0))).data_digest
+
+
+def test_pictures_of_planes_share_one_colour_scale() -> None:
+    readings = {
+        label: wb.landscape.Plane(points=5, normalization="filter").run(Subject(net(k), examples()))
+        for k, label in enumerate(("a", "b"))
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnlikeModels)
+        compared = wb.compare(readings)
+    figure = compared.pictures()
+    assert [p.title for p in figure.panels] == ["a", "a", "b", "b"]
+    assert figure.columns == 2
+    losses = np.concatenate([r.data.loss.values.ravel() for r in readings.values()])
+    for panel in figure.panels:
+        assert panel.z is not None
+        assert panel.z.limits == (losses.min(), losses.max())
+    levels = [sheet(panel).levels for panel in figure.panels[::2]]
+    assert np.array_equal(*levels)
+    alone = [sheet(r.figure().panels[0]).levels for r in readings.values()]
+    assert not np.array_equal(*alone), "else the test would see nothing"

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench import schema
-from workbench.figure import Axis, Figure, Panel, Points, Role
+from workbench.figure import Axis, Figure, Panel, Points, Role, beside
 from workbench.fingerprint import digest
 from workbench.numerics.sampling import Draw
 from workbench.probe import VERBS, Probe, Reading, Value, Variable
@@ -103,6 +103,10 @@ class Comparison:
     def figure(self) -> Figure:
         """The numbers as points with errors, one colour for each reading."""
         return self.joined.figure()
+
+    def pictures(self) -> Figure:
+        """The readings' own figures beside each other, with one colour scale: planes of several models, say."""
+        return beside({label: reading.figure() for label, reading in self.readings.items()})
 
     def to_frame(self) -> Any:
         """A pandas DataFrame: one row for each number and label, with value, error, difference, and that in errors."""

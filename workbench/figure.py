@@ -6,7 +6,8 @@ hatch them, and never fill them in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -229,3 +230,35 @@ class Figure:
     def __post_init__(self) -> None:
         if not self.panels:
             raise ValueError("A Figure needs at least one Panel.")
+
+
+def beside(figures: Mapping[str, Figure]) -> Figure:
+    """Figures of one kind beside each other, their labels as titles, with one colour scale for panels of one place.
+
+    Colours reach from the lowest to the highest finite value of all (the lowest positive one on a logarithm), so that
+    equal colours, contour lines and heights are equal values. Figures with several panels take a row each.
+    """
+    rows = {label: figure.panels for label, figure in figures.items()}
+    widest = max(len(row) for row in rows.values())
+    scales = [_shared([row[k] for row in rows.values() if k < len(row)]) for k in range(widest)]
+    panels = [
+        replace(panel, z=scale if panel.z else None, title=" · ".join(filter(None, (label, panel.title))))
+        for label, row in rows.items()
+        for panel, scale in zip(row, scales, strict=False)
+    ]
+    notes = [f"{label}: {figure.note}" for label, figure in figures.items() if figure.note]
+    return Figure(tuple(panels), note="; ".join(notes), columns=widest if widest > 1 else None)
+
+
+def _shared(panels: Iterable[Panel]) -> Axis | None:
+    """The colour axis of the first panel that has one, with limits for all of them; those it has itself stay."""
+    held = [panel for panel in panels if panel.z is not None]
+    axis = held[0].z if held else None
+    if axis is None or axis.limits is not None:
+        return axis
+    fields = [np.ravel(m.z) for panel in held for m in panel.marks if isinstance(m, Heat | Contour | Surface)]
+    values = np.concatenate(fields) if fields else np.empty(0)
+    seen = values[np.isfinite(values) & ((values > 0) | (axis.scale != "log"))]
+    if not seen.size or not seen.min() < seen.max():
+        return axis
+    return replace(axis, limits=(float(seen.min()), float(seen.max())))
