@@ -61,7 +61,7 @@ class Basis:
             self.rows[[first, second]] = self.rows[[second, first]]
 
     def _pieces(self, count: int, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Slabs and parts of vectors to multiply: float32 chunks as they lie where that is exact enough, else float64."""
+        """Slabs and parts of vectors to multiply: float32 as it lies where that is exact enough, else float64."""
         as_they_lie = self.device.type == "cpu" and self.rows.dtype == torch.float32
         width, dtype = (_CHUNK, torch.float32) if as_they_lie else (self.width, torch.float64)
         for slab, *parts in zip(self.rows[:count].split(width, 1), *(v.split(width) for v in vectors), strict=True):
@@ -80,18 +80,21 @@ class Basis:
         Two passes suffice: what the first leaves behind, because the rows are orthonormal only to rounding, is what
         the second removes.
         """
-        first = self.project(vector, count)
-        second = torch.zeros_like(first)
+        rest, first = self.remove_once(vector, count)
         if not count:
-            return vector.clone(), first
+            return rest, first
+        rest, second = self.remove_once(rest, count)
+        return rest, first + second
+
+    def remove_once(self, vector: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The same in one pass: good to rounding as long as most of the vector is left."""
+        taken = self.project(vector, count)
+        if not count:
+            return vector.clone(), taken
         rest = torch.empty_like(vector)
         for slab, part, out in self._pieces(count, vector, rest):
-            moved = torch.addmv(part.to(slab.dtype), slab.T, first.to(slab.dtype), alpha=-1)
-            second += slab @ moved
-            out.copy_(moved)
-        for slab, out in self._pieces(count, rest):
-            out.copy_(torch.addmv(out.to(slab.dtype), slab.T, second.to(slab.dtype), alpha=-1))
-        return rest, first + second
+            out.copy_(torch.addmv(part.to(slab.dtype), slab.T, taken.to(slab.dtype), alpha=-1))
+        return rest, taken
 
     def rotate(self, transform: Tensor) -> None:
         """Replace the first m rows by combinations of the first n, ``transform`` (n, m), in place by slabs."""

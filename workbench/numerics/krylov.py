@@ -14,11 +14,9 @@ from workbench.numerics.basis import Store
 from workbench.numerics.factorisation import Factorisation, Floats, Fresh, Step
 from workbench.numerics.operator import Operator
 
-FEWEST_STEPS = 8
-"""Products below which a small residual is not yet trusted: early Ritz values can settle on an inner eigenvalue."""
-SOONEST, EARLY = 4, 10.0
-"""A residual this many times smaller than the tolerance is trusted after so few: only a start with next to nothing of
-the leading eigenvector could fake it."""
+FEWEST_STEPS, SOONEST, EARLY = 8, 4, 10.0
+"""Products below which a small residual is not trusted, as early Ritz values can settle on an inner eigenvalue; but
+one this many times below the tolerance is trusted after the fewer ones: hardly a start could fake that."""
 
 _Entry = TypeVar("_Entry", np.float64, np.bool_)
 
@@ -66,9 +64,9 @@ class Krylov:
         return self.wanted_residual <= 1.0
 
     def vectors(self, indices: Sequence[int] | NDArray[np.intp]) -> Tensor:
-        """Ritz vectors (len, size), orthonormal rows, of ``values[indices]``, while this is the run's latest state.
+        """Ritz vectors (len, size) of ``values[indices]``, orthonormal rows, made from the basis: 2 n size products each.
 
-        Made on request from the basis: 2 n size multiplications each. Raises RuntimeError once the run has gone on.
+        Only while this is the run's latest state: raises RuntimeError once it has gone on.
         """
         return self._combine(np.asarray(indices, dtype=np.intp))
 
@@ -80,7 +78,7 @@ class Krylov:
         return self._rows()
 
     def released(self) -> Krylov:
-        """The same numbers without the basis, for when only they are needed."""
+        """The same numbers without the basis."""
         return replace(self, _combine=_released, _rows=_released)
 
 
@@ -98,14 +96,13 @@ class _Plan:
     near_zero: float = 0.0
 
     def check(self, operator: Operator, start: Tensor, basis: int | None) -> None:
-        least = self.top + self.bottom + 4
         if tuple(start.shape) != (operator.size,):
             raise ValueError(f"start must have shape ({operator.size},), as the operator; got {tuple(start.shape)}.")
         if self.top < 0 or self.bottom < 0 or self.top + self.bottom < 1:
             raise ValueError(f"top and bottom must be >= 0 and not both 0; got {self.top} and {self.bottom}.")
         if not self.tolerance > 0:
             raise ValueError(f"tolerance must be positive, such as 0.02; got {self.tolerance}.")
-        if basis is not None and basis < min(operator.size, least):
+        if basis is not None and basis < min(operator.size, least := self.top + self.bottom + 4):
             raise ValueError(f"basis must hold at least top + bottom + 4 = {least} vectors; got {basis}.")
 
 
@@ -128,8 +125,7 @@ def lanczos(
     """The ``top`` algebraically largest and ``bottom`` smallest eigenpairs; yields after each product, until done.
 
     Done when every wanted pair has residual <= ``tolerance`` · |value| (or below what the dtype, or the asymmetry of
-    the products, leaves to be resolved), a tenth of that before the 8th product, and nothing was found that had been
-    missed. At
+    the products, leaves to be resolved), a tenth of that before the 8th product, and nothing had been missed. At
     ``limit`` products it ends with ``done=False``. The basis holds ``basis`` vectors (default ``max(32, 2 (top +
     bottom) + 10)``) and one more; when it is full the best Ritz vectors of both ends are kept (thick restart), which
     costs no extra products as long as more are kept than wanted. An exhausted (invariant) subspace is left by a random
@@ -145,8 +141,8 @@ def lanczos(
     its residual is judged as if it were of size ``near_zero`` · max |value|: where nothing is negative, the smallest
     eigenvalue is one of many near zero and would hardly ever be resolved relative to its own size.
 
-    Raises ValueError for unusable settings and ArithmeticError when a product is not finite. Source: Paige 1976; Wu
-    and Simon 2000 (thick restart); Ruhe 1979 (several pending vectors).
+    Raises ValueError for unusable settings, ArithmeticError when a product is not finite. Source: Paige 1976; Wu and
+    Simon 2000 (thick restart); Ruhe 1979 (several pending vectors).
     """
     plan = _Plan(top, bottom, tolerance, confirm, least, near_zero)
     plan.check(operator, start, basis)
