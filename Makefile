@@ -63,9 +63,11 @@ slow: install system  ## the tests that take minutes or want a GPU
 demo: install  ## train, probe and write a report folder, without a browser
 	$(BIN)/workbench demo $(ARGS)
 
-bench: install  ## what a user waits for, and the spectrum against exact values (results in benchmarks/results)
+bench: install  ## what a user waits for, and spectra against exact values and peers (results in benchmarks/results)
 	$(BIN)/python benchmarks/responsiveness.py
 	$(BIN)/python benchmarks/spectrum.py
+	$(THREADS) $(BIN)/python benchmarks/crosscheck.py
+	$(THREADS) $(BIN)/python benchmarks/coverage.py
 
 pages: install  ## write docs/measures/ anew after a probe's words, settings or variables changed
 	$(BIN)/python -m workbench.catalog docs/measures
