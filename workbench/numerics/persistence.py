@@ -145,3 +145,16 @@ def excess_variation(values: ArrayLike) -> float:
         return math.nan
     valley = f[0] + f[-1] - 2 * f.min()
     return float((np.abs(np.diff(f)).sum() - valley) / span)
+
+
+def second_difference_spread(values: ArrayLike) -> float:
+    """Roughness of a curve sampled at even steps: the standard deviation of its second differences over its range.
+
+    0 for a parabola; nan where a sample is not finite, the curve is constant, or there are fewer than four samples.
+    For a smooth curve it falls with the square of the step.
+    """
+    f = np.asarray(values, dtype=np.float64)
+    span = f.max() - f.min() if f.size > 3 else 0.0
+    if not np.isfinite(f).all() or span == 0:
+        return math.nan
+    return float(np.diff(f, 2).std(ddof=1) / span)
