@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Scale
+from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Scale
 from workbench.landscape.directions import mover
 from workbench.landscape.grid import coarse_to_fine, levels
 from workbench.landscape.kinds import recorded
@@ -152,7 +152,7 @@ class TrajectoryView(Probe[Trajectory]):
         drawn = field_of(data, "loss", (words[0], words[1]), self.scale, square=False)
         marks = (
             Line(u, v, "path", "second"),
-            Points(u, v, label="checkpoints", role="second"),
+            Points(u, v, role="second"),
             Points([0.0], [0.0], label=f"step {origin}", role="reference"),
         )
         walk = f"a random walk: {' and '.join(f'{s:.0%}' for s in data.random_walk.values)}"
@@ -162,9 +162,13 @@ class TrajectoryView(Probe[Trajectory]):
         """What training saw, and what the plane shows in its place."""
         known, marks = np.isfinite(data.path_loss.values), list[AnyMark]()
         x = data["step"].values[known]
-        for name, label, role in (("path", "at the checkpoint", "main"), ("plane", "at its projection", "second")):
+        kinds: tuple[tuple[str, str, Role], ...] = (
+            ("path", "at the checkpoint", "main"),
+            ("plane", "at its projection", "second"),
+        )
+        for name, label, role in kinds:
             y, e = data[f"{name}_loss"].values[known], data[f"{name}_loss_error"].values[known]
-            marks += [Line(x, y, label, role), Points(x, y, e, role=role)]  # type: ignore[arg-type]
+            marks += [Band(x, y - e, y + e, role=role), Line(x, y, label, role)]
         return Panel(tuple(marks), _steps(), Axis("loss", self._upright(data)))
 
     def _upright(self, data: xr.Dataset) -> Scale:
