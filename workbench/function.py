@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench import parameters as theta
 from workbench.criterion import Criterion, Params
 from workbench.data import Batch
-from workbench.evaluation import Sums, check_finite
+from workbench.evaluation import Metric, Sums, check_finite
 from workbench.feed import Feed
 from workbench.plan import Plan
 from workbench.shell import Norm, Shell, precise
@@ -28,6 +28,7 @@ class LossFunction(ABC):
     dtype: torch.dtype
     batch_size: int | None
     total_weight: float
+    metrics: Mapping[str, Metric]
     _shell: Shell
     _feed: Feed
     _criterion: Criterion
@@ -70,15 +71,29 @@ class LossFunction(ABC):
     ) -> dict[str, float]:
         """Loss and share of wrong decisions, each with its standard error over examples (nan where unknown); one pass.
 
+        The user's own ``metrics`` may be named too: means over examples, or one number of the model with error nan.
         A standard error is that of a ratio of means, sqrt(n/(n-1) Σ (t - L w)²) / Σ w with totals t, weights w.
         """
-        if unknown := set(metrics) - {"loss", "error_rate"}:
-            raise ValueError(f"there is no metric {sorted(unknown)[0]!r}; there are 'loss' and 'error_rate'.")
-        found = self._sums(params, "error_rate" in metrics).result()
+        known = ("loss", "error_rate", *self.metrics)
+        if unknown := set(metrics) - set(known):
+            raise ValueError(f"there is no metric {sorted(unknown)[0]!r}; there are {', '.join(map(repr, known))}.")
+        own = {name: self.metrics[name] for name in metrics if name in self.metrics}
+        found = self._sums(params, "error_rate" in metrics, own).result()
         check_finite(found["loss"], params is None)
-        return {name: value for name, value in found.items() if name.startswith(tuple(metrics))}
+        found |= self._whole(params, {name: metric for name, metric in own.items() if metric.whole})
+        return {name: value for name, value in found.items() if name.removesuffix("_error") in metrics}
 
-    def _sums(self, params: Params | None, decide: bool) -> Sums:
+    def _whole(self, params: Params | None, own: Mapping[str, Metric]) -> dict[str, float]:
+        """Metrics of the model itself."""
+        found: dict[str, float] = {}
+        buffers = self._statistics_at(params) if own else {}
+        for name, metric in own.items():
+            with torch.no_grad():
+                found[name] = float(self._shell.run(metric.function, params or {}, buffers))
+            found[f"{name}_error"] = float("nan")
+        return found
+
+    def _sums(self, params: Params | None, decide: bool, own: Mapping[str, Metric] | None = None) -> Sums:
         sums, buffers, loss = Sums(), self._statistics_at(params), self._criterion.loss
         with torch.no_grad(), precise(self.device):
             for batch in self.batches():
@@ -86,6 +101,10 @@ class LossFunction(ABC):
                 sums.add(totals, weights)
                 if decide and loss is not None and outputs is not None:
                     sums.decide(loss, outputs, batch.targets)
+                for name, metric in (own or {}).items():
+                    if not metric.whole and outputs is not None:
+                        apart = self._shell.apply(metric.of_batch, outputs, batch.targets, batch.size)
+                        sums.measure(name, *apart)
         return sums
 
     def gradient(self, params: Params | None = None) -> dict[str, Tensor]:

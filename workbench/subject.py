@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workbench import parameters as theta
 from workbench.criterion import Params, of_loss, of_objective
 from workbench.data import Examples, freeze
-from workbench.evaluation import check_finite, saved_bytes
+from workbench.evaluation import Metric, check_finite, saved_bytes
 from workbench.feed import CHUNK, Feed, accepted_names, compares_next_token
 from workbench.fingerprint import TensorDigests, digest
 from workbench.function import LossFunction
@@ -49,6 +49,8 @@ class Subject(LossFunction):
         objective: instead of ``loss``: f(model, batch) -> loss. There are no outputs then, nor GGN and Fisher.
         reduction: how the loss combines a batch, where that cannot be found. L is always a mean over examples (over
             unmasked tokens, or elements, where PyTorch's own mean is).
+        metrics: your own by name, beside loss and error rate in ``evaluate`` and on planes: f(outputs, targets), a
+            number for each example or one for a batch; or f(model) -> float, run without gradients (a reward, say).
         held_out: a second data set, available as :attr:`held_out`.
         parameters: names, module names, globs or a predicate (name, tensor) -> bool; None: all that require gradients.
         optimizer: the optimizer in use (or its state, as a trajectory's steps have it), for probes that precondition.
@@ -76,6 +78,7 @@ class Subject(LossFunction):
         *,
         objective: Callable[[nn.Module, Any], Tensor] | None = None,
         reduction: Reduction | None = None,
+        metrics: Mapping[str, Callable[..., Any]] | None = None,
         held_out: Any = None,
         parameters: Choice = None,
         optimizer: Optimizer | None = None,
@@ -100,6 +103,7 @@ class Subject(LossFunction):
         self._title, self._plan, self._digests = type(inner).__name__, Plan(), TensorDigests()
         self._given: tuple[Any, Reduction | None, bool] = (objective or loss, reduction, objective is None)
         self._adopt(freeze(data, max_examples, seed))
+        self.metrics = {name: Metric.of(name, f, self.has_outputs) for name, f in (metrics or {}).items()}
         held = None if held_out is None else freeze(held_out, max_examples, seed)
         self.held_out: Subject | None = held and self._with(held, held_out=None)
 
@@ -259,7 +263,8 @@ class Subject(LossFunction):
         held = None if self.held_out is None else self.held_out._feed.data.parts
         optimizer = None if self.optimizer is None else theta.optimizer_settings(self.optimizer)
         policy = (self.norm, micro, str(self.dtype), self._names, repr(self._shell.module), optimizer, self.seed)
-        return digest(self.data_digest, held, self._given, policy)
+        own = [(name, metric.function) for name, metric in self.metrics.items()]
+        return digest(self.data_digest, held, self._given, policy, *((own,) if own else ()))
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts for a reading's provenance."""

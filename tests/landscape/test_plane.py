@@ -178,3 +178,74 @@ def test_large_grids_are_whole_and_say_so_less_often():
     assert len(fine) < 1400
     assert fine[-1].converged
     assert fine[-1].data.evaluated.values.all()
+
+
+def reward(model: nn.Module) -> float:
+    """A number of the model alone, as a reward is."""
+    return float(model(torch.ones(1, 5, dtype=torch.float64)).max())
+
+
+def top_two(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Whether the right class is among the best two, for each example."""
+    return (outputs.topk(2, dim=1).indices == targets[:, None]).any(1)
+
+
+def mean_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """One number for a batch."""
+    p = outputs.softmax(1)
+    return -(p * p.log()).sum(1).mean()
+
+
+def test_own_metrics_are_measured_at_each_point():
+    net, data = net_and_data()
+    own = {"reward": reward, "top two": top_two, "entropy": mean_entropy}
+    subject = Subject(net, data, metrics=own, batch_size=7)
+    reading = Plane(points=3, extent=0.5, metric="own").run(subject, seed=2)
+    axes = plane_axes(subject, Draw(2, "Plane", subject.size), "random", "filter", 0.5, 3)
+    assert list(reading.data.own.values) == list(own)
+    for i in range(3):
+        for j in range(3):
+            moved = copy.deepcopy(net)
+            with torch.no_grad():
+                for name, p in moved.named_parameters():
+                    p += axes.u[i] * axes.first[name] + axes.v[j] * axes.second[name]
+                out = moved(data[0])
+            hits = top_two(out, data[1]).double()
+            wanted = [reward(moved), float(hits.mean()), float(mean_entropy(out, data[1]))]
+            found, error = (reading.data[name].values[:, i, j] for name in ("own_metric", "own_metric_error"))
+            assert found == approx(wanted)
+            assert np.isnan(error[0])
+            assert error[1] == approx(float(hits.std() / len(hits) ** 0.5))
+    figure = reading.figure()
+    assert [panel.z.label for panel in figure.panels] == list(own)
+    assert subject.fingerprint() != Subject(net, data, batch_size=7).fingerprint()
+    assert subject.snapshot().evaluate(metrics=("reward",))["reward"] == approx(reward(net))
+    assert set(subject.evaluate()) == {"loss", "loss_error", "error_rate", "error_rate_error"}
+
+
+def test_metrics_that_cannot_be_are_refused():
+    net, data = net_and_data()
+    with pytest.raises(ValueError, match="requires 3 arguments"):
+        Subject(net, data, metrics={"odd": lambda a, b, c: 0.0})
+    with pytest.raises(ValueError, match="are taken"):
+        Subject(net, data, metrics={"loss": reward})
+    with pytest.raises(ValueError, match=r"give f\(model\) instead"):
+        Subject(Weights([1.0, 0.0]), [torch.zeros(1, 1)], objective=steep, reduction="mean", metrics={"top": top_two})
+    with pytest.raises(TypeError, match="got int"):
+        Subject(net, data, metrics={"one": 1})
+    with pytest.raises(ValueError, match="'reward'; there are 'loss', 'error_rate', 'mine'"):
+        Subject(net, data, metrics={"mine": reward}).evaluate(metrics=("reward",))
+    shapeless = Subject(net, data, metrics={"all": lambda outputs, targets: outputs})
+    with pytest.raises(ValueError, match=r"a metric gave shape \(23, 3\)"):
+        shapeless.evaluate(metrics=("all",))
+
+
+def test_a_reward_alone_is_an_objective():
+    def negative_reward(model: nn.Module, batch: object) -> torch.Tensor:
+        return torch.tensor(10.0 - reward(model))
+
+    net, _ = net_and_data()
+    subject = Subject(net, [torch.zeros(1, 1)], objective=negative_reward, reduction="mean")
+    reading = Plane(points=3).run(subject)
+    assert float(reading.data.loss_here) == approx(10 - reward(net))
+    assert np.ptp(reading.data.loss.values) > 0

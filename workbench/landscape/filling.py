@@ -30,6 +30,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("loss_error", ("u", "v"), "standard error of the mean loss over examples", "loss per example"),
     Variable("error_rate", ("u", "v"), "share of examples classified wrongly", "", "error_rate_error"),
     Variable("error_rate_error", ("u", "v"), "standard error of the error rate over examples", ""),
+    Variable("own_metric", ("own", "u", "v"), "the subject's own metrics, by name", error="own_metric_error"),
+    Variable("own_metric_error", ("own", "u", "v"), "standard error of the subject's own metrics over examples"),
     Variable("evaluated", ("u", "v"), "whether the point was evaluated", kind="bool"),
     Variable("loss_here", (), "mean loss at the model itself", "loss per example", "loss_here_error"),
     Variable("loss_here_error", (), "standard error of loss_here over examples", "loss per example"),
@@ -77,9 +79,11 @@ class Filling:
         self.at = mover(self.subject, self.axes.first, self.axes.second)
         self.arrays = {name: np.full((n, m), np.nan) for name in GRID}
         self.arrays |= {name: np.full(n * m, np.nan) for name in SAMPLED}
+        self.own = tuple(self.subject.metrics)
+        self.arrays |= {name: np.full((len(self.own), n, m), np.nan) for name in ("own_metric", "own_metric_error")}
         self.evaluated = np.zeros((n, m), dtype=bool)
         self.seen = 0
-        self.here = self.subject.evaluate()
+        self.here = self.subject.evaluate(None, self.metrics)
         self.predicted = self.axes.quadratic
         self.fixed = self._fixed()
         self._compared: tuple[int, dict[str, Any]] = (0, {})
@@ -88,6 +92,16 @@ class Filling:
     def total(self) -> int:
         """Points of the grid."""
         return self.evaluated.size
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is evaluated at each point."""
+        return ("loss", "error_rate", *self.own)
+
+    @property
+    def coords(self) -> dict[str, Any]:
+        """The coordinates of a reading."""
+        return {"u": self.axes.u, "v": self.axes.v, "own": list(self.own)}
 
     def _fixed(self) -> dict[str, Any]:
         step = float(np.diff(self.axes.u)[0])
@@ -106,6 +120,9 @@ class Filling:
         found = self._value(u, v)
         for name in GRID:
             self.arrays[name][i, j] = found.get(name, np.nan)
+        for k, name in enumerate(self.own):
+            self.arrays["own_metric"][k, i, j] = found[name]
+            self.arrays["own_metric_error"][k, i, j] = found[f"{name}_error"]
         for name, value in zip(SAMPLED, (u, v, found["loss"], found["loss_error"]), strict=True):
             self.arrays[name][self.seen] = value
         self.evaluated[i, j] = True
@@ -114,7 +131,7 @@ class Filling:
     def _value(self, u: float, v: float) -> dict[str, float]:
         if u == 0.0 == v:
             return self.here
-        return self.point(u, v) if self.point else self.subject.evaluate(self.at(u, v))
+        return self.point(u, v) if self.point else self.subject.evaluate(self.at(u, v), self.metrics)
 
     def foresee(self) -> None:
         """Compute the quadratic at the model, once; a note says so where the loss has none."""

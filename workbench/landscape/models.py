@@ -114,7 +114,7 @@ class ModelsPlane(Probe[Runs]):
     def figure(self, data: xr.Dataset) -> Figure:
         """Contour map of the finest complete grid with the models on it, joined by straight lines."""
         labels = [str(label) for label in data["model"].values]
-        across = "from it to the third" if len(labels) > 2 else "along a random direction"
+        across = f"towards {labels[2]}" if len(labels) > 2 else "along a random direction"
         words = (f"from {labels[0]} to {labels[1]} (distance)", f"{across}, orthogonal (distance)")
         field = field_of(data, self.metric, words, self.scale, square=True)
         u, v = data.model_u.values, data.model_v.values
@@ -181,7 +181,8 @@ class _Spanned:
     def _beyond(self, u: float, v: float) -> dict[str, float]:
         """The values at (u, v) where more than the chosen parameters moves."""
         one, two = self.rows
-        return self.ground.at({name: self.start[name] + u * d + v * two[name] for name, d in one.items()}).evaluate()
+        there = self.ground.at({name: self.start[name] + u * d + v * two[name] for name, d in one.items()})
+        return there.evaluate(there.params, self.filling.metrics)  # a loss that is not finite is kept
 
     def _fixed(self, others: list[Subject], gaps: list[Direction]) -> dict[str, Any]:
         """The models' places, losses and distances."""
@@ -201,7 +202,7 @@ class _Spanned:
         return self.probe.reading(
             (filling.seen + 1) / (filling.total + 1),
             {**filling.values(), **self.fixed},
-            coords={"u": filling.axes.u, "v": filling.axes.v, "model": self.labels},
+            coords=filling.coords | {"model": self.labels},
             converged=filling.seen == filling.total,
             notes=filling.notes,
         )

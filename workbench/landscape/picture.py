@@ -32,14 +32,19 @@ class Field:
     square: bool = False
 
 
-def field_of(
-    data: xr.Dataset, metric: str, axes: tuple[str, str], scale: Scale, square: bool, words: str | None = None
-) -> Field:
+def field_of(data: xr.Dataset, metric: str, axes: tuple[str, str], scale: Scale, square: bool) -> Field:
     """The finest complete grid of one variable; error rates are always drawn on a linear scale: they can be zero."""
     at = drawable(data.evaluated.values)
     u, v, z = data["u"].values[at], data["v"].values[at], data[metric].values[np.ix_(at, at)]
-    colour = Axis(words or metric.replace("_", " "), "linear" if metric == "error_rate" else scale)
+    colour = Axis(metric.replace("_", " "), "linear" if metric == "error_rate" else scale)
     return Field(u, v, z, axes, colour, square)
+
+
+def own_field(data: xr.Dataset, k: int, name: str, axes: tuple[str, str], square: bool) -> Field:
+    """The finest complete grid of the subject's own metric number ``k``."""
+    at = drawable(data.evaluated.values)
+    z = data.own_metric.values[k][np.ix_(at, at)]
+    return Field(data["u"].values[at], data["v"].values[at], z, axes, Axis(name), square)
 
 
 def panels(field: Field, view: View, marks: tuple[AnyMark, ...]) -> tuple[Panel, ...]:

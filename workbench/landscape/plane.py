@@ -17,7 +17,16 @@ from workbench.landscape.axes import PlaneAxes, Span, plane_axes
 from workbench.landscape.filling import PREDICTED, VARIABLES, Filling, half_widths
 from workbench.landscape.grid import coarse_to_fine
 from workbench.landscape.kinds import WORDS, Kind, adam_direction, axis_words, kinds
-from workbench.landscape.picture import agreement_words, field_of, here, note, panels, path_marks, quadratic_marks
+from workbench.landscape.picture import (
+    agreement_words,
+    field_of,
+    here,
+    note,
+    own_field,
+    panels,
+    path_marks,
+    quadratic_marks,
+)
 from workbench.landscape.quadratic import differentiable_twice
 from workbench.numerics.sampling import Draw
 from workbench.operators.hessian import Hessian
@@ -41,15 +50,16 @@ NORMALIZATIONS = {
 class Plane(Probe[Subject]):
     """The loss around a model on a plane: ``loss[i, j] = L(θ + u_i d1 + v_j d2)``, with the predicted quadratic.
 
-    What it measures: mean loss, its standard error over the examples, and the error rate, at every point of a
-    points × points grid centred on the model, which is also evaluated exactly at (0, 0) (``loss_here``). Directions:
-    Gaussian, scaled to the filters (Li et al. 2018, arXiv:1712.09913) or otherwise; leading eigenvectors of Hessian or
-    Gauss-Newton matrix; the gradient; the optimizer's step; principal components of a recorded path (mean-centred
-    axes, origin at this checkpoint). Both axes may differ. ``cosine`` is that of the angle between them,
-    ``cosine_displacement`` of each to the way from the first recorded step to here. ``slope`` s and ``curvature`` C
-    from the gradient and two Hessian products predict L + sᵀx + ½ xᵀC x at x = (u, v): ``inner_difference`` is its RMS
-    difference from the losses over their RMS change in the inner half, ``agreement_radius`` the |x| up to which that
-    ratio is at most a tenth. Units: loss per example; coordinates in the lengths of the directions.
+    What it measures: mean loss, its standard error over the examples, the error rate, and the subject's own metrics
+    (``wb.Subject(model, data, metrics={"reward": f})``), at every point of a points × points grid centred on the
+    model, which is also evaluated exactly at (0, 0) (``loss_here``). Directions: Gaussian, scaled to the filters (Li
+    et al. 2018, arXiv:1712.09913) or otherwise; leading eigenvectors of Hessian or Gauss-Newton matrix; the gradient;
+    the optimizer's step; principal components of a recorded path (mean-centred axes, origin at this checkpoint). Both
+    axes may differ. ``cosine`` is that of the angle between them, ``cosine_displacement`` of each to the way from the
+    first recorded step to here. ``slope`` s and ``curvature`` C from the gradient and two Hessian products predict
+    L + sᵀx + ½ xᵀC x at x = (u, v): ``inner_difference`` is its RMS difference from the losses over their RMS change in
+    the inner half, ``agreement_radius`` the |x| up to which that ratio is at most a tenth. Units: loss per example;
+    coordinates in the lengths of the directions.
 
     How to read it: with filter-normalised directions a step of 1 moves each filter by its own length: pictures of
     networks that differ only by a rescaling of ReLU units are the same. The centre is where the model stands. The
@@ -123,7 +133,12 @@ class Plane(Probe[Subject]):
     view: Annotated[
         Literal["both", "contour", "surface"], Doc("Contour map, three-dimensional surface, or both."), Display()
     ] = "both"
-    metric: Annotated[Literal["loss", "error_rate"], Doc("Which of the recorded values is drawn."), Display()] = "loss"
+    metric: Annotated[
+        Literal["loss", "error_rate", "own"],
+        Doc("Which of the recorded values is drawn."),
+        Choice({"loss": "the loss", "error_rate": "share of wrong decisions", "own": "the subject's own metrics"}),
+        Display(),
+    ] = "loss"
     ellipse: Annotated[bool, Doc("Draw one level of the predicted quadratic, and of the loss."), Display()] = True
 
     variables: ClassVar[tuple[Variable, ...]] = (
@@ -158,7 +173,7 @@ class Plane(Probe[Subject]):
         return self.reading(
             (filling.seen + 1) / (filling.total + 1),
             filling.values(),
-            coords={"u": filling.axes.u, "v": filling.axes.v},
+            coords=filling.coords,
             converged=filling.seen == filling.total,
             notes=filling.notes,
             sizes={"path": 0, "along": 2},
@@ -182,9 +197,16 @@ class Plane(Probe[Subject]):
     def figure(self, data: xr.Dataset) -> Figure:
         """Contour map and surface of the finest complete grid, the model, its path and the quadratic marked."""
         words = axis_words(self._kinds, self.normalization, data.explained_variance.values.tolist())
-        field = field_of(data, self.metric, words, self.scale, self._square(data))
-        truth = quadratic_marks(data) if self.ellipse and self.metric == "loss" else ()
+        square = self._square(data)
+        own = [str(name) for name in data["own"].values] if self.metric == "own" else []
+        if own:
+            fields = [own_field(data, k, name, words, square) for k, name in enumerate(own)]
+            maps = [panel for field in fields for panel in panels(field, "contour", (*path_marks(data), here()))]
+            return Figure(tuple(maps), note=note(data))
+        metric = "error_rate" if self.metric == "error_rate" else "loss"
+        truth = quadratic_marks(data) if self.ellipse and metric == "loss" else ()
         marks: tuple[AnyMark, ...] = (*path_marks(data), *truth, here())
+        field = field_of(data, metric, words, self.scale, square)
         return Figure(panels(field, self.view, marks), note=note(data, agreement_words(data) if truth else ""))
 
     @property
