@@ -253,11 +253,11 @@ def test_float32_vectors_keep_six_digits_at_a_million_entries() -> None:
 
 
 def check_single_precision(run: Iterator[Krylov], exact: Floats) -> None:
-    """Orthogonal to 1e-6, eigenvalues to 1e-6, the spread of the last digits in the residuals."""
+    """Orthogonal to 5e-6, eigenvalues to 1e-6, the spread of the last digits in the residuals."""
     for state in run:
         if state.done:
             vectors = state.vectors(range(12)).double()
-            assert (vectors @ vectors.T - torch.eye(12)).abs().max() < 1e-6
+            assert (vectors @ vectors.T - torch.eye(12)).abs().max() < 5e-6
             assert relative(state.top_values, exact[:10]) < 1e-6
             assert state.residuals.min() >= 1e-8
             assert state.asymmetry < 5e-6

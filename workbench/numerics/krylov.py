@@ -64,10 +64,7 @@ class Krylov:
         return self.wanted_residual <= 1.0
 
     def vectors(self, indices: Sequence[int] | NDArray[np.intp]) -> Tensor:
-        """Ritz vectors (len, size) of ``values[indices]``, orthonormal rows, made from the basis: 2 n size products each.
-
-        Only while this is the run's latest state: raises RuntimeError once it has gone on.
-        """
+        """Ritz vectors (len, size), orthonormal rows, of ``values[indices]``; RuntimeError once the run has gone on."""
         return self._combine(np.asarray(indices, dtype=np.intp))
 
     def span(self) -> Tensor:
