@@ -20,7 +20,7 @@ from workbench.landscape.evaluation.way import Way
 from workbench.subject import SHARE, Subject
 from workbench.trees import leaves
 
-QUICK = 0.25
+QUICK = 0.03
 """Where all points together take fewer seconds than this, nothing is tried."""
 EFFORT = 0.08
 """The share of the expected time of all points that trying other ways may take."""
@@ -31,7 +31,7 @@ BETTER = 0.97
 SLOW = 0.1
 """A run of so many seconds is timed once."""
 CALL = 2e-3
-"""On a CPU several points at once are tried where one forward pass takes fewer seconds than this."""
+"""On a CPU, where one forward pass takes fewer seconds, several points at once are tried in place of smaller chunks."""
 REMEMBERED = 256
 ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5}
 """How far from the plain way a verified one may be, relative to the largest loss of an example."""
@@ -84,8 +84,8 @@ def tolerance_of(subject: Subject, way: Way) -> float:
 class Trial:
     """Ways raced against each other on the first chunk of examples at one point.
 
-    The stages are: chunk and memory format, then the affine first layer, then several points at once, each on top of
-    the best so far. A way that raises, or whose losses are not those of the plain way, has lost.
+    The stages are: chunk and memory format, then the affine first layer, then several points at once (these two the
+    other way round where a pass is short), each on top of the best so far. A way that raises, or whose losses are not those of the plain way, has lost.
     """
 
     subject: Subject
@@ -108,7 +108,8 @@ class Trial:
         if not whole > QUICK:
             return base
         budget, best = min(EFFORT * whole, PATIENCE), base
-        for stage in (self._layouts, self._affine, self._several):
+        small = self._small(base)
+        for stage in (self._layouts, *((self._several, self._affine) if small else (self._affine, self._several))):
             start = best
             for way in stage(start):
                 if time.perf_counter() - began > budget and way.affine == best.affine:
@@ -120,9 +121,8 @@ class Trial:
     def _layouts(self, start: Way) -> Iterator[Way]:
         """Chunks and memory formats, the most promising first."""
         planned = self.subject.plan.chunk or self.limit
-        cut = not (
-            self.subject.norm == "batch" or self.subject._criterion.coupled or self.subject.device.type == "cuda"
-        )
+        fixed = self.subject.norm == "batch" or self.subject._criterion.coupled
+        cut = not (fixed or self.subject.device.type == "cuda" or self._small(start))
         chunks = [c for c in (64, 128, 32, 256) if c < planned] if cut else []
         images = any(isinstance(m, nn.Conv2d) for m in self.subject.module.modules())
         for last in (True, False) if images else (False,):
@@ -135,12 +135,15 @@ class Trial:
 
     def _several(self, start: Way) -> Iterator[Way]:
         cuda = self.subject.device.type == "cuda"
-        calls = math.ceil(self.limit / (start.chunk or self.limit))
-        if not cuda and self.seconds[start] / calls > CALL:
+        if not cuda and not self._small(start):
             return
-        for together in (16, 64, 256) if cuda else (8, 16):
+        for together in (16, 64, 256) if cuda else (32, 8):
             if together <= self.expected and together <= most_together(self.subject):
                 yield replace(start, together=together)
+
+    def _small(self, way: Way) -> bool:
+        """Whether a forward pass of the way is so short that calls cost more than what they compute."""
+        return self.seconds[way] / math.ceil(self.limit / (way.chunk or self.limit)) < CALL
 
     def _time(self, way: Way) -> float:
         """Seconds a point on the first chunk of examples; infinite for a way that is no good."""
@@ -158,15 +161,17 @@ class Trial:
         """The best of three runs, of one where that is slow enough to be measured well; infinite for other losses."""
         way, times = runner.way, list[float]()
         points = [self.point] * way.together
+        # On a CPU the process's own seconds count: other programs that run would decide otherwise.
+        clock = time.perf_counter if self.subject.device.type == "cuda" else time.process_time
         for _ in range(3):
-            start = time.perf_counter()
+            start = clock()
             parts = runner.parts(points, True, self.limit)
             total = float(parts[0].sum())  # waits for the device
-            times.append((time.perf_counter() - start) / way.together)
+            times.append((clock() - start) / way.together)
             if not times[1:] and not (math.isfinite(total) and self._agrees(parts, way)):
                 return math.inf
-            if times[-1] > SLOW and (times[1:] or not way.affine):  # an affine runner's first run makes its products
-                break
+            if times[-1] * way.together > SLOW and (times[1:] or not way.affine):
+                break  # long enough to be measured well; an affine runner's first run makes its products
         return min(times)
 
     def _agrees(self, parts: Parts, way: Way) -> bool:
