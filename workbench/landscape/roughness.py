@@ -98,10 +98,11 @@ class Roughness(Probe[Subject]):
     def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
         """Line after line; a reading whenever points come in."""
         alpha = np.linspace(-self.extent, self.extent, self.points)
-        here = subject.evaluate(metrics=("loss",))
+        here, seen = subject.evaluate(metrics=("loss",)), 0
         loss, error = (np.full((self.lines, self.points), np.nan) for _ in range(2))
-        seen = 0
-        yield self._reading(subject, alpha, (loss, error), here, seen)
+        each = np.full((self.lines, len(MEASURES)), np.nan)
+        held = {"loss": loss, "loss_error": error}
+        yield self._reading(subject, alpha, held, here, each, seen)
         for line in range(self.lines):
             direction = random_direction(subject, draw, line, self.normalization)
             along = PlanePoints(subject, direction, expected=self.points, series=loss.size)
@@ -109,34 +110,29 @@ class Roughness(Probe[Subject]):
                 for found in group:
                     loss.flat[seen], error.flat[seen] = found["loss"], found["loss_error"]
                     seen += 1
-                yield self._reading(subject, alpha, (loss, error), here, seen)
+                if seen == (line + 1) * self.points:
+                    each[line] = measures(loss[line], self.threshold)
+                yield self._reading(subject, alpha, held, here, each, seen)
 
     def _reading(
-        self, subject: Subject, alpha: Array, curves: tuple[Array, Array], here: dict[str, float], seen: int
+        self,
+        subject: Subject,
+        alpha: Array,
+        held: dict[str, Array],
+        here: dict[str, float],
+        each: Array,
+        seen: int,
     ) -> Reading:
-        loss, error = curves
-        values: dict[str, Any] = {"loss": loss, "loss_error": error, "step": alpha[1] - alpha[0]}
+        values: dict[str, Any] = {**held, "step": alpha[1] - alpha[0]}
         values |= {"loss_here": here["loss"], "loss_here_error": here["loss_error"]}
         fixed = "" if self.normalization == "none" else "; biases and norm parameters do not move"
         return self.reading(
-            (seen + 1) / (loss.size + 1),
-            values | self._measured(loss, seen // self.points),
+            (seen + 1) / (held["loss"].size + 1),
+            values | summarised(each, seen // self.points),
             coords={"alpha": alpha},
-            converged=seen == loss.size,
+            converged=seen == held["loss"].size,
             notes=(*subject.notes, f"{self.lines} Gaussian directions, scaled: {self.normalization}{fixed}"),
         )
-
-    def _measured(self, loss: Array, whole: int) -> dict[str, Any]:
-        """The measures of the lines that are complete, and their means with standard errors."""
-        each = np.full((self.lines, len(MEASURES)), np.nan)
-        for line in range(whole):
-            each[line] = measures(loss[line], self.threshold)
-        made: dict[str, Any] = dict(zip(MEASURES, each.T, strict=True))
-        if whole:
-            moments = Moments.of(each[:whole])
-            for name, mean, error in zip(MEASURES, moments.mean, moments.standard_error, strict=True):
-                made |= {f"{name}_mean": mean, f"{name}_mean_error": error}
-        return made
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """The means over lines with their standard errors, and the step that they belong to."""
@@ -170,6 +166,16 @@ class Roughness(Probe[Subject]):
         passes = self.lines * self.points + 1
         size = 4 * subject.size * subject.dtype.itemsize + expected_bytes(subject) + 40 * passes
         return Cost(size, passes, f"{passes} forward passes over {subject.examples} examples")
+
+
+def summarised(each: Array, whole: int) -> dict[str, Any]:
+    """The measures (lines, measures) by name, and means with standard errors over the first ``whole`` lines."""
+    made: dict[str, Any] = dict(zip(MEASURES, each.T, strict=True))
+    if whole:
+        moments = Moments.of(each[:whole])
+        for name, mean, error in zip(MEASURES, moments.mean, moments.standard_error, strict=True):
+            made |= {f"{name}_mean": mean, f"{name}_mean_error": error}
+    return made
 
 
 def measures(values: Array, threshold: float) -> tuple[float, float, float, float]:
