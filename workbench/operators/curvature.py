@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol, Self, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ TRIED = 32
 """Examples on which memory is measured before a run."""
 SHARE = 0.5
 """The share of free memory that kept graphs may take; the rest is for Krylov bases and for the user's training."""
+_measured: WeakKeyDictionary[Subject, dict[type, float]] = WeakKeyDictionary()
 
 
 class Graph(Protocol):
@@ -152,11 +154,15 @@ class Curvature(Operator):
     def expected_bytes(self) -> tuple[int, int]:
         """What the kept graphs will hold, and what a product takes on top: 1.3 times a chunk's graph.
 
-        Measured on a few examples and scaled; where not all chunks fit into memory, that of one chunk counts.
+        Measured on a few examples, once a subject, and scaled; where not all chunks fit into memory, that of one chunk
+        counts.
         """
-        batch = next(iter(self.subject.batches(TRIED)))
-        with precise(self.device):
-            each = held_bytes(self._graph(batch).roots(), self.leaves.values()) / batch.size
+        known = _measured.setdefault(self.subject, {})
+        if type(self) not in known:
+            batch = next(iter(self.subject.batches(TRIED)))
+            with precise(self.device):
+                known[type(self)] = held_bytes(self._graph(batch).roots(), self.leaves.values()) / batch.size
+        each = known[type(self)]
         chunk = each * min(self.subject.plan.chunk or self.subject.examples, self.subject.examples)
         whole = each * self.subject.examples
         fits = self._room is None and whole <= SHARE * self.subject.available_memory()
