@@ -85,7 +85,8 @@ class Trial:
     """Ways raced against each other on the first chunk of examples at one point.
 
     The stages are: chunk and memory format, then the affine first layer, then several points at once (these two the
-    other way round where a pass is short), each on top of the best so far. A way that raises, or whose losses are not those of the plain way, has lost.
+    other way round where a pass is short), each on top of the best so far. A way that raises, or whose losses are not
+    those of the plain way, has lost.
     """
 
     subject: Subject
