@@ -94,6 +94,16 @@ class Filling:
         return self.evaluated.size
 
     @property
+    def share(self) -> float:
+        """Share of the work that is done."""
+        return (self.seen + 1) / (self.total + 1)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to evaluate."""
+        return self.seen == self.total
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """What is evaluated at each point."""
         return ("loss", "error_rate", *self.own)
