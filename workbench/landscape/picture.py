@@ -101,7 +101,7 @@ def quadratic_marks(data: xr.Dataset) -> tuple[AnyMark, ...]:
     if len(at) >= ENOUGH:
         rise = data.loss.values[np.ix_(at, at)] - float(data.loss_here)
         x, y = measured_line(data["u"].values[at], data["v"].values[at], rise, level)
-        marks.append(Line(x, y, f"measured {_signed(level)}", "second"))
+        marks.append(Line(x, y, f"measured {_signed(level)}", "third"))
     return tuple(marks)
 
 
