@@ -80,21 +80,18 @@ class Basis:
         Two passes suffice: what the first leaves behind, because the rows are orthonormal only to rounding, is what
         the second removes.
         """
-        rest, first = self.remove_once(vector, count)
+        first = self.project(vector, count)
+        second = torch.zeros_like(first)
         if not count:
-            return rest, first
-        rest, second = self.remove_once(rest, count)
-        return rest, first + second
-
-    def remove_once(self, vector: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The same in one pass: good to rounding as long as most of the vector is left."""
-        taken = self.project(vector, count)
-        if not count:
-            return vector.clone(), taken
+            return vector.clone(), first
         rest = torch.empty_like(vector)
         for slab, part, out in self._pieces(count, vector, rest):
-            out.copy_(torch.addmv(part.to(slab.dtype), slab.T, taken.to(slab.dtype), alpha=-1))
-        return rest, taken
+            moved = torch.addmv(part.to(slab.dtype), slab.T, first.to(slab.dtype), alpha=-1)
+            second += slab @ moved
+            out.copy_(moved)
+        for slab, out in self._pieces(count, rest):
+            out.copy_(torch.addmv(out.to(slab.dtype), slab.T, second.to(slab.dtype), alpha=-1))
+        return rest, first + second
 
     def rotate(self, transform: Tensor) -> None:
         """Replace the first m rows by combinations of the first n, ``transform`` (n, m), in place by slabs."""
