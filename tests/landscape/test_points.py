@@ -252,7 +252,7 @@ def test_dependence_that_gradients_do_not_show_is_found_by_comparison(
     assert "first layer" not in points.how
     subject = Subject(dense().double(), vectors(17, torch.float64))
     key = choice.key_of(subject, 100, Way())
-    choice._chosen[key] = Way(affine=True)  # as if another model of these shapes had won by it
+    choice._chosen[(*key, False)] = Way(affine=True)  # as if another model of these shapes had won by it
     points = PlanePoints(subject, *two_directions(subject), expected=100)
     points.evaluate(POINTS)
     assert "first layer" in points.how
@@ -262,7 +262,9 @@ def test_a_remembered_way_is_compared_again_before_products_are_trusted(monkeypa
     torch.manual_seed(0)
     subject = Subject(Behind().double(), vectors(17, torch.float64))
     u, v = two_directions(subject)
-    monkeypatch.setattr(choice, "_chosen", type(choice._chosen)({choice.key_of(subject, 100, Way()): Way(affine=True)}))
+    monkeypatch.setattr(
+        choice, "_chosen", type(choice._chosen)({(*choice.key_of(subject, 100, Way()), False): Way(affine=True)})
+    )
     points = PlanePoints(subject, u, v, expected=100)
     close(points.evaluate(POINTS), plain(subject, u, v), 1e-10)
     assert "first layer" not in points.how

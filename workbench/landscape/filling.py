@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.landscape.axes import PlaneAxes
 from workbench.landscape.directions import mover, norm, unmoved_share
-from workbench.landscape.grid import drawable
+from workbench.landscape.grid import coarse_to_fine, drawable
+from workbench.landscape.points import PlanePoints
 from workbench.landscape.quadratic import (
     Quadratic,
     agreement_radius,
@@ -77,6 +79,7 @@ class Filling:
     def __post_init__(self) -> None:
         n, m = len(self.axes.u), len(self.axes.v)
         self.at = mover(self.subject, self.axes.first, self.axes.second)
+        self.points = PlanePoints(self.subject, self.axes.first, self.axes.second, expected=n * m, singly=True)
         self.arrays = {name: np.full((n, m), np.nan) for name in GRID}
         self.arrays |= {name: np.full(n * m, np.nan) for name in SAMPLED}
         self.own = tuple(self.subject.metrics)
@@ -124,6 +127,13 @@ class Filling:
             **self.axes.values,
         }
 
+    def explore(self) -> Iterator[None]:
+        """Evaluate what is left of a square grid, from coarse to fine; pauses after each point."""
+        for i, j in coarse_to_fine(len(self.axes.u)):
+            if not self.evaluated[i, j]:
+                self.evaluate(i, j)
+                yield
+
     def evaluate(self, i: int, j: int) -> None:
         """The values at grid point (i, j)."""
         u, v = float(self.axes.u[i]), float(self.axes.v[j])
@@ -141,7 +151,23 @@ class Filling:
     def _value(self, u: float, v: float) -> dict[str, float]:
         if u == 0.0 == v:
             return self.here
-        return self.point(u, v) if self.point else self.subject.evaluate(self.at(u, v), self.metrics)
+        if self.point:
+            return self.point(u, v)
+        if self.own:  # only the subject knows the user's own metrics
+            return self.subject.evaluate(self.at(u, v), self.metrics)
+        return self.points.evaluate([(u, v)], self.metrics)[0]
+
+    def restore(self, data: xr.Dataset) -> None:
+        """Take over what an unfinished run of the same plane had evaluated; nothing where the axes are others."""
+        ticks = (np.array_equal(data[name].values, self.coords[name]) for name in ("u", "v", "own"))
+        if not all(ticks):
+            return
+        for name in self.arrays:
+            self.arrays[name][...] = data[name].values
+        self.evaluated[...] = data.evaluated.values
+        self.seen = int(self.evaluated.sum())
+        if self.seen:
+            self.said = (*self.said, f"{self.seen} points were taken over from a run that was cut short")
 
     def foresee(self) -> None:
         """Compute the quadratic at the model, once; a note says so where the loss has none."""
@@ -187,7 +213,8 @@ class Filling:
         """What subject, axes and quadratic have to say."""
         held = self.predicted is not None and self.subject.norm == "recompute"
         frozen = ("the quadratic holds the recomputed statistics at those of the model",) if held else ()
-        return (*self.subject.notes, *self.axes.notes, *self.said, *frozen)
+        how = () if self.point or self.own else (self.points.how,)
+        return (*self.subject.notes, *self.axes.notes, *self.said, *frozen, *how)
 
 
 def half_widths(u: Array, v: Array) -> tuple[float, float]:

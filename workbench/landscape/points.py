@@ -39,6 +39,7 @@ class PlanePoints:
         expected: how many points will be evaluated here: few are not worth a trial, nor products.
         series: how many with all other lines and planes of the same kind, which share the choice.
         preview: forward passes in bfloat16: wrong by some 1e-3 of the loss; ``how`` says so.
+        singly: points will be asked for one by one, so none are evaluated together.
 
     Memory: a copy of the weights, a forward pass, and the products (three times the first layers' outputs for all
     examples), at most the smaller of 256 MiB and eight times :meth:`Subject.memory`. See :func:`expected_bytes`.
@@ -52,10 +53,11 @@ class PlanePoints:
         expected: int = 1,
         series: int | None = None,
         preview: bool = False,
+        singly: bool = False,
     ) -> None:
         self.subject, self.first, self.second = subject, first, second
         self.expected, self.series = expected, max(series or 0, expected)
-        self.base = Way(preview=preview)
+        self.base, self.singly = Way(preview=preview), singly
         self._runner: Runner | None = None
 
     @property
@@ -96,8 +98,8 @@ class PlanePoints:
         plain, point = self._make(self.base), self._tried(points)
         if plain.recomputes or self.series < 2:
             return plain
-        trial = Trial(self.subject, self._make, point, self.base, self.series)
-        way = remembered(key_of(self.subject, self.series, self.base), trial.best)
+        trial = Trial(self.subject, self._make, point, self.base, self.series, 1 if self.singly else self.series)
+        way = remembered((*key_of(self.subject, self.series, self.base), self.singly), trial.best)
         if way == self.base:
             return plain
         found = self._make(way)

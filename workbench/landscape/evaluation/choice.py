@@ -57,7 +57,7 @@ def remembered(key: Hashable, find: Callable[[], Way]) -> Way:
         return _chosen.get(key, found)
 
 
-def key_of(subject: Subject, expected: int, base: Way) -> Hashable:
+def key_of(subject: Subject, expected: int, base: Way) -> tuple[Hashable, ...]:
     """What the fastest way depends on: model, shapes, precision, device, threads, plan, and how many points come."""
     examples = next(iter(subject._feed.data.parts))
     return (
@@ -94,6 +94,7 @@ class Trial:
     point: Point
     base: Way
     expected: int
+    most: int
     seconds: dict[Way, float] = field(default_factory=dict[Way, float])
 
     def __post_init__(self) -> None:
@@ -139,7 +140,7 @@ class Trial:
         if not cuda and not self._small(start):
             return
         for together in (16, 64, 256) if cuda else (32, 8):
-            if together <= self.expected and together <= most_together(self.subject):
+            if together <= self.most and together <= most_together(self.subject):
                 yield replace(start, together=together)
 
     def _small(self, way: Way) -> bool:
