@@ -160,6 +160,28 @@ def test_what_is_not_understood_keeps_its_order_and_is_named() -> None:
     assert (aligned.coverage, aligned.output_change) == (0.0, 0.0)
 
 
+class Joined(nn.Module):
+    """Six units side by side with four that are made of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.c(torch.cat([h, self.b(h).tanh()], 1))
+
+
+def test_concatenated_units_keep_their_order_and_a_fused_recurrent_layer_does_not() -> None:
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    found = symmetry(Subject(Joined(), (x, torch.arange(12) % 3), "cross_entropy"))
+    assert found.lengths == {}
+    assert found.notes == ("axes that meet cat keep their order",)
+    steps = x.reshape(3, 4, 4).repeat(4, 1, 1)
+    lstm = symmetry(Subject(Recurrent(nn.LSTM), (steps, torch.arange(12) % 3), "cross_entropy"))  # float32: fused
+    assert (list(lstm.lengths.values()), lstm.notes) == ([6], ())
+
+
 def test_a_rule_that_were_wrong_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from workbench.landscape import channels
 

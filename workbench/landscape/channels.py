@@ -27,8 +27,8 @@ class Channels(TorchDispatchMode):
     Every axis of the ``named`` tensors starts free. Sums over an axis make it the same on both sides, elementwise
     operations make axes the same, reshaping cuts and merges them, and what tells positions apart (indexing, kernels,
     unequal cuts, anything not in the table of rules) fixes them. All other tensors are fixed from the start.
-    ``strange`` names the operations without a rule that met a free axis. Keeps what the pass computes until it is
-    dropped, so give it few examples.
+    ``strange`` names the operations without a rule, and concatenations, that met a free axis. Keeps what the pass
+    computes until it is dropped, so give it few examples.
     """
 
     def __init__(self, named: Iterable[Tensor]) -> None:
@@ -299,12 +299,30 @@ def _joined(c: Channels, b: Bound, made: list[Tensor]) -> list[Axes]:
     parts, out = [c.of(t) for t in b["tensors"] if t.numel()], made[0]
     dim, stacked = b["dim"] % out.ndim, b["tensors"][0].ndim < out.ndim
     if not stacked:
+        if any(c.free(axes[dim]) for axes in parts):
+            c.strange["cat"] = None
         c.fix(axes[dim] for axes in parts)
     parts = [[*axes[:dim], *axes[dim + (not stacked) :]] for axes in parts]
     whole = parts[0]
     for axes in parts[1:]:
         whole = [c.same(a, other) for a, other in zip(whole, axes, strict=True)]
     return [[*whole[:dim], c.factors.new(out.shape[dim], fixed=True), *whole[dim:]]]
+
+
+def _recurrent(c: Channels, b: Bound, made: list[Tensor]) -> list[Axes]:
+    """A fused recurrent layer: gates × units in its weights, the same units in its states."""
+    x, size = c.of(b["input"]), b["hidden_size"]
+    into, over = c.of(b["weight0"]), c.of(b["weight1"])
+    c.same(x[-1], into[1])
+    units = c.factors.inner(into[0], size)
+    names = ("weight2", "weight3") if b["has_biases"] else ()
+    same = [over[1], *(c.factors.inner(c.of(b[n])[0], size) for n in names), c.factors.inner(over[0], size)]
+    for axis in (*same, *(c.of(b[n])[-1] for n in ("hx_", "cx_"))):
+        c.same(units, axis)
+    rest = [[c.factors.new(n, fixed=True) for n in t.shape] for t in made[1:]]
+    for axes, t in zip(rest, made[1:], strict=True):
+        axes[-1] = units if t.shape[-1] == size else axes[-1]
+    return [[*x[:-1], units], *rest]
 
 
 def _indexed(c: Channels, b: Bound, made: list[Tensor]) -> list[Axes]:
@@ -324,7 +342,7 @@ _RULES: dict[str, Rule] = {
         ("copy _prelu_kernel hardtanh", _elementwise),
         ("clone detach alias _to_copy contiguous lift_fresh _softmax _log_softmax zero fill", _like),
         ("zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full empty empty_like", _constant),
-        ("cumsum cumprod flip roll", _along),
+        ("cumsum cumprod flip roll tril triu", _along),
         ("view _unsafe_view reshape _reshape_alias unflatten unsqueeze squeeze", _reshaped),
         ("t transpose permute", _turned),
         ("expand", _expanded),
@@ -344,6 +362,7 @@ _RULES: dict[str, Rule] = {
         ("slice split unsafe_split split_with_sizes unsafe_split_with_sizes", _cut),
         ("glu", _halved),
         ("cat stack", _joined),
+        ("mkldnn_rnn_layer", _recurrent),
         ("index index_select", _indexed),
     )
     for name in names.split()
