@@ -55,9 +55,9 @@ class Barrier(Probe[Pair]):
     as many; matching costs about width × weights for each step, and width³ for each assignment.
 
     When it misleads: matching finds a local optimum, so a barrier that stays proves little: narrow networks keep
-    theirs. With few examples BatchNorm's statistics are poor. Sharp peaks between points are missed. Heads are
-    matched as wholes; other bases within a head (rotations) are not tried. Tied units (cut into groups, or the two
-    halves of a concatenation) move together or not at all.
+    theirs. With few examples BatchNorm's statistics are poor. Sharp peaks between points are missed. Heads are matched
+    as wholes; other bases within a head (rotations) are not tried. Units that are concatenated with others stay where
+    they are, as in DenseNets and bidirectional recurrent layers.
 
     Errors: standard errors over the examples, of the loss with examples paired (nan where losses do not come apart);
     they ignore that the highest point was picked.
