@@ -63,6 +63,13 @@ def test_a_second_opinion_is_printed_also_of_a_stored_reading(run: Path, capsys,
         assert "on 60 of 60 examples" in said
 
 
+def test_a_plane_has_its_second_opinion_too(run: Path, capsys, own_store: Path) -> None:
+    assert cli.main(["probe", str(run), "--probe", "Plane", "--set", "points=5", "--second-opinion"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^RMS difference, rows put right +\S.* +loss-landscapes +\S+ .* yes$", said, re.MULTILINE)
+    assert re.search(r"^RMS difference, as returned .* no$", said, re.MULTILINE)
+
+
 def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[str], own_store: Path) -> None:
     assert cli.main(["along", str(run), "--probe", "NeuralCollapse", "--every", "2"]) == 0
     (entry,) = wb.Store(own_store).find(probe="Along")
@@ -82,7 +89,7 @@ def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[s
         (["probe", "{run}", "--probe", "Plane", "--step", "x"], "--step takes a recorded step or `last`; got 'x'"),
         (["probe", "{run}", "--probe", "Plane", "--out", "a.pdf", "--venue", "icml"], "no venue 'icml'.*icml2024"),
         (["probe", "{run}", "--probe", "Plane", "--out", "a.jpg"], "jpg"),
-        (["probe", "{run}", "--probe", "Plane", "--second-opinion"], "asked about Plane; .*HessianSpectrum"),
+        (["probe", "{run}", "--probe", "Line", "--second-opinion"], "asked about Line; .*HessianSpectrum, Plane"),
         (["probe", "{run}/none", "--probe", "Plane"], "holds no record"),
         (["export", "ffff", "fig.pdf"], "no finished reading"),
         (["export", "none.nc", "fig.pdf"], "none.nc"),

@@ -1,0 +1,129 @@
+"""The loss-landscapes package (3.0) on a subject: its ``random_plane``, along given directions or its own.
+
+Its function moves the parameters in place and leaves them moved, with gradients switched off; here it gets copies.
+Its random numbers come from a generator of their own. Its arithmetic is left as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from workbench.landscape.directions import Direction, norm
+from workbench.subject import Subject
+
+Array = NDArray[np.float64]
+NAME = "loss-landscapes"
+
+
+def along(subject: Subject, first: Direction, second: Direction, steps: int, deadline: float = math.inf) -> Array:
+    """Its surface (steps, steps) along two directions, each given as the move of one step.
+
+    The package divides each direction by its length; it is told one with which nothing is left to scale. The array is
+    as it returns it: see :func:`put_right`.
+
+    Args:
+        subject: whose loss; its parameters are the middle.
+        first: one step along the array's first index.
+        second: one step along its second index.
+        steps: points on each axis.
+        deadline: points after this time (``time.monotonic``) are NaN.
+    """
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2; got {steps}.")
+    length = norm(subject.params) / steps
+    parts = [_given(d, length) for d in (first, second)]
+    return _plane(subject, steps, None, deadline, rand_u_like=lambda _: parts[0], orthogonal_to=lambda _: parts[1])
+
+
+def alone(subject: Subject, steps: int, seed: int = 0, deadline: float = math.inf) -> Array:
+    """Its surface (steps, steps) by itself: uniform directions, its filter normalisation, its default distance 1.
+
+    Raises:
+        TypeError: the subject has a parameter without dims, on which its normalisation fails.
+    """
+    if any(p.ndim == 0 for p in subject.params.values()):
+        raise TypeError("loss-landscapes cannot normalise parameters without dims; use along() with directions.")
+    module, generator = _parameters(), torch.Generator().manual_seed(seed)
+
+    def uniform(like: Any) -> Any:
+        drawn = [torch.rand(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in like]
+        return module.ModelParameters(drawn)
+
+    crossed = _rebound(module.orthogonal_to, rand_u_like=uniform)
+    return _plane(subject, steps, "filter", deadline, rand_u_like=uniform, orthogonal_to=crossed)
+
+
+def put_right(surface: Array) -> Array:
+    """Its surface (steps, steps) on the grid (steps + 1, steps + 1) around the model; NaN elsewhere.
+
+    It walks to and fro and steps before it evaluates, so that rows with an even index lie one column further than
+    those with an odd one. The last row, and one end of each row, it does not evaluate.
+    """
+    steps = len(surface)
+    placed = np.full((steps + 1, steps + 1), np.nan)
+    placed[0:steps:2, 1:] = surface[0::2]
+    placed[1:steps:2, :-1] = surface[1::2]
+    return placed
+
+
+def _plane(
+    subject: Subject, steps: int, normalization: str | None, deadline: float, **replaced: Callable[[Any], Any]
+) -> Array:
+    copies = _Copies(subject)
+
+    def loss(_: Any) -> float:
+        return math.nan if time.monotonic() > deadline else copies.loss()
+
+    call = _rebound(_package().random_plane, **replaced)
+    with torch.no_grad():
+        return np.asarray(call(copies, loss, 1, steps, normalization), dtype=np.float64)
+
+
+class _Copies(nn.Module):
+    """Copies of a subject's parameters, in its order, for another package to move."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.subject = subject
+        self.copies = nn.ParameterList([nn.Parameter(p.detach().clone()) for p in subject.params.values()])
+
+    def loss(self) -> float:
+        """The subject's loss where the copies are."""
+        point = {name: p.detach() for name, p in zip(self.subject.params, self.copies, strict=True)}
+        return float(self.subject.loss(point))
+
+
+def _given(direction: Direction, length: float) -> Any:
+    """A direction that says that it is ``length`` long."""
+    found = _parameters().ModelParameters([d.detach().clone() for d in direction.values()])
+    found.model_norm = lambda *_: length
+    return found
+
+
+def _rebound(function: Any, **replaced: Callable[[Any], Any]) -> Any:
+    """The same function, which sees other globals."""
+    return FunctionType(
+        function.__code__, {**function.__globals__, **replaced}, function.__name__, function.__defaults__
+    )
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("loss_landscapes.main")
+    except ImportError as problem:
+        raise ImportError(f"loss-landscapes cannot be imported ({problem}); pip install loss-landscapes.") from problem
+
+
+def _parameters() -> Any:
+    _package()
+    return importlib.import_module("loss_landscapes.model_interface.model_parameters")

@@ -1,0 +1,140 @@
+"""What loss-landscapes says about a :class:`~workbench.landscape.plane.Plane`, point by point."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from workbench.interop import loss_landscapes
+from workbench.interop.opinion import Answer, Opinion, Row
+from workbench.landscape.axes import Span, plane_axes
+from workbench.landscape.directions import Direction, mover
+from workbench.numerics.sampling import Draw
+from workbench.probe import Probe, Reading
+from workbench.subject import Subject
+
+Array = NDArray[np.float64]
+SHIFT = "every second row of its array lies one step off the others, and the last row and column are not evaluated"
+MIDDLE = "its array has no middle where the model is; this row of it lies one step off along the second axis"
+ALONE = (
+    "its own directions are uniform instead of Gaussian, the first all positive and so nearly the same in each run; "
+    "normalising them afterwards undoes their being orthogonal; biases and norm parameters move by their own size; "
+    "each side of its plane is as long as all weights, over its distance: a larger distance is a smaller plane"
+)
+
+
+def why_not(probe: Probe[Any]) -> str:
+    """Any plane: the package is handed our directions."""
+    return ""
+
+
+def ask(reading: Reading, subject: Subject, seconds: float) -> Opinion:
+    """The package along our directions, as returned and with its rows put right, and along its own.
+
+    Cost: about twice the plane's points in forward passes, or what is done of them within ``seconds``.
+    """
+    began = time.monotonic()
+    found = compared(reading, subject, 2 * seconds / 3)
+    alone, said = _alone(reading, subject, began + seconds)
+    rows = (*_placed(found), *_returned(found), _range(found.ours.values, alone, said))
+    missing = int(np.isnan(found.returned.values).sum())
+    notes = [f"loss-landscapes was given copies of the weights, our two directions and {len(found.returned)} steps"]
+    notes += [f"{missing} of its {found.returned.size} points are not numbers, or time was up"] if missing else []
+    return Opinion(reading.probe.name, subject.describe()["on"], rows, tuple(notes))
+
+
+def compared(reading: Reading, subject: Subject, seconds: float = 60.0) -> xr.Dataset:
+    """Both surfaces of a plane on its grid.
+
+    ``ours`` and ``theirs`` (u, v): ours, and theirs with its rows put right, NaN where it does not evaluate;
+    ``difference`` theirs - ours; ``returned`` (row, column): its array as it comes. Points beyond ``seconds`` are NaN.
+    """
+    deadline = time.monotonic() + seconds
+    ours, axes = reading.data.loss.values, [reading.data[name].values for name in ("u", "v")]
+    moved, first, second = _spanned(reading, subject, axes)
+    returned = loss_landscapes.along(moved, first, second, len(ours) - 1, deadline)
+    theirs = loss_landscapes.put_right(returned)
+    grid = {name: (("u", "v"), a) for name, a in (("ours", ours), ("theirs", theirs), ("difference", theirs - ours))}
+    return xr.Dataset({**grid, "returned": (("row", "column"), returned)}, {"u": axes[0], "v": axes[1]}).assign_attrs(
+        rounding=_rounding(subject, ours)
+    )
+
+
+def _spanned(reading: Reading, subject: Subject, axes: list[Array]) -> tuple[Subject, Direction, Direction]:
+    """The middle of the reading's grid and the moves of one step along each axis, drawn again from its seed."""
+    probe: Any = reading.probe
+    subject = _under(probe, subject)
+    draw = Draw(int(reading.provenance["seed"]), probe.name, subject.size, subject.dtype, subject.device)
+    span = Span(probe.second, probe.one_dim, (probe.centre_u, probe.centre_v), probe.reach)
+    found = plane_axes(subject, draw, probe.directions, probe.normalization, probe.extent, probe.points, span)
+    middle = [float(a[0] + a[-1]) / 2 for a in axes]
+    moved = subject.at(mover(subject, found.first, found.second)(*middle))
+    one, two = (
+        {k: d * float(a[1] - a[0]) for k, d in v.items()}
+        for v, a in zip((found.first, found.second), axes, strict=True)
+    )
+    return moved, one, two
+
+
+def _under(probe: Any, subject: Subject) -> Subject:
+    return subject if probe.norm == "subject" else subject.under(probe.norm)
+
+
+def _rounding(subject: Subject, ours: Array) -> float:
+    """Its weights are the sum of as many in-place steps as it has points, each rounded."""
+    finite = np.abs(ours[np.isfinite(ours)])
+    return float(ours.size * torch.finfo(subject.dtype).eps * finite.max(initial=0.0))
+
+
+def _alone(reading: Reading, subject: Subject, deadline: float) -> tuple[Array, str]:
+    probe: Any = reading.probe
+    try:
+        seed = int(reading.provenance["seed"])
+        return loss_landscapes.alone(_under(probe, subject), probe.points - 1, seed, deadline), ALONE
+    except TypeError as problem:
+        return np.full((1, 1), np.nan), str(problem)
+
+
+def _rms(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(finite**2))) if finite.size else math.nan
+
+
+def _placed(found: xr.Dataset) -> list[Row]:
+    """Where both have a value: their mean, and how far they are apart. The same examples: no sampling error."""
+    both = np.isfinite(found.difference.values)
+    ours, theirs = (float(a.values[both].mean()) if both.any() else math.nan for a in (found.ours, found.theirs))
+    apart, bar = _rms(found.difference.values), float(found.attrs["rounding"])
+    words = f"at the {int(both.sum())} points that both evaluate"
+    return [
+        Row("mean loss, rows put right", ours, 0.0, (Answer(loss_landscapes.NAME, theirs, words=words),), bar),
+        Row("RMS difference, rows put right", 0.0, 0.0, (Answer(loss_landscapes.NAME, apart),), bar),
+    ]
+
+
+def _returned(found: xr.Dataset) -> list[Row]:
+    """Its array taken for what it seems to be: row i, column j at our u_i, v_j."""
+    raw, bar = found.returned.values, float(found.attrs["rounding"])
+    apart, middle = _rms(raw - found.ours.values[:-1, :-1]), len(raw) // 2
+    here = float(found.ours.values[middle, middle])
+    return [
+        Row("RMS difference, as returned", 0.0, 0.0, (Answer(loss_landscapes.NAME, apart, words=SHIFT),), bar),
+        Row("loss in the middle", here, 0.0, (_middle(float(raw[middle, middle]), middle),), bar),
+    ]
+
+
+def _middle(value: float, place: int) -> Answer:
+    return Answer(loss_landscapes.NAME, value, words="" if place % 2 else MIDDLE)
+
+
+def _range(ours: Array, alone: Array, words: str) -> Row:
+    """The rise over the plane, ours and theirs by itself: different planes, so no bar."""
+    spans = [float(np.ptp(a[np.isfinite(a)])) if np.isfinite(a).any() else math.nan for a in (ours, alone)]
+    answer = Answer(loss_landscapes.NAME, spans[1], words=words)
+    return Row("range of losses, its own directions", spans[0], math.nan, (answer,))
