@@ -298,12 +298,18 @@ class Job:
         self._began, self._delivered, self._seconds = time.monotonic(), float("-inf"), request.seconds
         if not self._enter(request.number, JobState("running", cost=_cost(request.probe, subject))):
             return
-        stream: Any = drive(request.probe, subject, seed=request.seed, seconds=request.seconds)
+        before = self._unfinished(request, subject)
+        stream: Any = drive(request.probe, subject, seed=request.seed, seconds=request.seconds, before=before)
         with closing(stream) as readings:
             for last in readings:
                 if not self._take(request, last):
                     break
         self._finish(request, last)
+
+    def _unfinished(self, request: _Request, subject: Any) -> Reading | None:
+        """What an earlier run of the same question reached, where the probe can go on from there."""
+        key = self._key(request, subject) if type(request.probe).resume is not Probe.resume else None
+        return self.store.partial(key) if self.store is not None and key else None
 
     def _take(self, request: _Request, reading: Reading) -> bool:
         """Keep a reading and deliver it when it is time; False when nobody wants it any more."""

@@ -25,7 +25,7 @@ from workbench.plan import Plan, smaller
 from workbench.provenance import provenance_of
 from workbench.resolve import probe_class, resolve
 from workbench.weakly import Weakly
-from workbench.words import memory, moment, summary_words
+from workbench.words import HOW_TO_OPEN, MODEL_CHANGED, memory, moment, summary_words
 
 S = TypeVar("S")
 Look = Literal["subject", "pair", "trajectory", "runs"]
@@ -111,6 +111,10 @@ class Probe(ABC, Generic[S]):
     def stream(self, subject: S, draw: Draw) -> Iterator[Reading]:
         """Yield ever better readings, the last one with ``done == 1``. Closing early must be safe."""
 
+    def resume(self, subject: S, draw: Draw, before: xr.Dataset) -> Iterator[Reading]:
+        """As ``stream``, taking up the data of an unfinished run of the same question; here all from the beginning."""
+        return self.stream(subject, draw)
+
     @abstractmethod
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """The headline numbers, each with ``<name>_error`` beside it where it is an estimate."""
@@ -181,6 +185,7 @@ class Probe(ABC, Generic[S]):
         seconds: float | None = None,
         on_reading: Callable[[Reading], None] | None = None,
         plan: Any = None,
+        before: Reading | None = None,
     ) -> Reading:
         """Measure now and return the last reading; ``seconds`` stops at the best answer by then.
 
@@ -190,9 +195,10 @@ class Probe(ABC, Generic[S]):
             seconds: time budget; the reading then has ``done < 1`` and ``converged`` False.
             on_reading: called with every reading as it comes.
             plan: the ``plan`` of an earlier reading, to replay its way of evaluating bit for bit.
+            before: an unfinished reading with the same settings, continued if model, data and seed are the same too.
         """
         last: Reading | None = None
-        for last in drive(self, subject, seed=seed, seconds=seconds, plan=plan):
+        for last in drive(self, subject, seed=seed, seconds=seconds, plan=plan, before=before):
             if on_reading:
                 on_reading(last)
         if last is None:
@@ -303,7 +309,13 @@ class Reading:
 
 
 def drive(
-    probe: Probe[Any], subject: Any, *, seed: int = 0, seconds: float | None = None, plan: Any = None
+    probe: Probe[Any],
+    subject: Any,
+    *,
+    seed: int = 0,
+    seconds: float | None = None,
+    plan: Any = None,
+    before: Reading | None = None,
 ) -> Iterator[Reading]:
     """The one loop around every stream: checks first, clock, model watch, and smaller chunks when memory runs out.
 
@@ -319,7 +331,7 @@ def drive(
     said: tuple[str, ...] = ()
     while True:
         try:
-            yield from _attempt(probe, subject, seed, deadline, said, given)
+            yield from _attempt(probe, subject, seed, deadline, said, given, before)
             return
         except (torch.OutOfMemoryError, RuntimeError) as problem:
             less = smaller(subject, problem)
@@ -329,13 +341,14 @@ def drive(
 
 
 def _attempt(
-    probe: Probe[Any], subject: Any, seed: int, deadline: float, said: tuple[str, ...], given: Weakly
+    probe: Probe[Any], subject: Any, seed: int, deadline: float, said: tuple[str, ...], given: Weakly, before: Any
 ) -> Iterator[Reading]:
     _fit(probe, subject)
     draw = Draw(seed, probe.name, getattr(subject, "size", 0), *_place(subject))
     version = subject.version()  # before the fingerprint is read, so that no write between the two goes unseen
     made = {**provenance_of(subject, seed), "context": probe.context(subject)}
-    stream = probe.stream(subject, draw)
+    same = before and all(before.provenance.get(k) == made[k] for k in ("fingerprint", "context", "seed"))
+    stream = probe.resume(subject, draw, before.data) if same else probe.stream(subject, draw)
     try:
         for reading in stream:
             _unmoved(subject, version)
@@ -344,18 +357,12 @@ def _attempt(
                 return
     except RuntimeError as problem:
         if "modified by an inplace operation" in str(problem):
-            raise ModelChanged(_CHANGED) from problem
+            raise ModelChanged(MODEL_CHANGED) from problem
         raise
     finally:
         close = getattr(stream, "close", None)
         if close:
             close()
-
-
-_CHANGED = (
-    "the model's weights changed while the probe was running, so its numbers would mix two models; "
-    "probe subject.snapshot(), which cannot change, or wait until training pauses."
-)
 
 
 def _place(subject: Any) -> tuple[torch.dtype, torch.device]:
@@ -365,15 +372,9 @@ def _place(subject: Any) -> tuple[torch.dtype, torch.device]:
 def _accept(probe: Probe[Any], subject: Any) -> None:
     kind = getattr(subject, "kind", type(subject).__name__)
     if kind != probe.looks_at:
-        raise TypeError(f"{probe.name} looks at a {probe.looks_at}; got a {kind}. {_HOW.get(probe.looks_at, '')}")
-
-
-_HOW = {
-    "subject": "Make one with wb.Subject(model, data, loss=...) or trajectory.subject(step).",
-    "pair": "Make one with wb.Pair(first, second).",
-    "trajectory": "Open one with wb.Trajectory.open(folder).",
-    "runs": "Make one with wb.Runs({label: subject or trajectory}).",
-}
+        raise TypeError(
+            f"{probe.name} looks at a {probe.looks_at}; got a {kind}. {HOW_TO_OPEN.get(probe.looks_at, '')}"
+        )
 
 
 def _fit(probe: Probe[Any], subject: Any) -> None:
@@ -388,7 +389,7 @@ def _fit(probe: Probe[Any], subject: Any) -> None:
 
 def _unmoved(subject: Any, version: Any) -> None:
     if subject.version() != version:
-        raise ModelChanged(_CHANGED)
+        raise ModelChanged(MODEL_CHANGED)
 
 
 def _finish(reading: Reading, made: Mapping[str, Any], said: tuple[str, ...]) -> Reading:

@@ -114,12 +114,12 @@ class Store:
         return self._read(self._file(key, PARTIAL))
 
     def get_or_run(self, probe: Probe[Any], subject: Any, seed: int = 0, seconds: float | None = None) -> Reading:
-        """The stored answer, else measure and keep it. Arguments and errors as in ``Probe.run``."""
+        """The stored answer, else measure (on from where a run was cut short) and keep it. Arguments: ``Probe.run``."""
         key = self.key(probe, subject, seed)
         found = self.ask(probe, key)
         if found is not None:
             return found
-        last = probe.run(subject, seed=seed, seconds=seconds)
+        last = probe.run(subject, seed=seed, seconds=seconds, before=self.partial(key))
         try:
             self.save(last)  # under the key of what was measured, should the model have moved since it was asked
         except OSError as problem:  # hours of work are not thrown away because a disk is full

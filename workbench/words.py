@@ -5,6 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+HOW_TO_OPEN = {
+    "subject": "Make one with wb.Subject(model, data, loss=...) or trajectory.subject(step).",
+    "pair": "Make one with wb.Pair(first, second).",
+    "trajectory": "Open one with wb.Trajectory.open(folder).",
+    "runs": "Make one with wb.Runs({label: subject or trajectory}).",
+}
+"""Each kind of thing that a probe can look at, and what gives one."""
+MODEL_CHANGED = (
+    "the model's weights changed while the probe was running, so its numbers would mix two models; "
+    "probe subject.snapshot(), which cannot change, or wait until training pauses."
+)
+
 
 def with_error(value: float, error: float | None) -> str:
     """``1.234 ± 0.005``: the value to the digits that its error supports; nan is said as unknown."""

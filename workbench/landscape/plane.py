@@ -15,7 +15,6 @@ from workbench.figure import Figure
 from workbench.fingerprint import digest
 from workbench.landscape.axes import PlaneAxes, Span, plane_axes
 from workbench.landscape.filling import PREDICTED, VARIABLES, Filling, half_widths
-from workbench.landscape.grid import coarse_to_fine
 from workbench.landscape.kinds import WORDS, Kind, adam_direction, axis_words, kinds
 from workbench.landscape.picture import (
     agreement_words,
@@ -172,29 +171,31 @@ class Plane(Probe[Subject]):
 
     def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
         """Evaluate the origin, then the points from coarse to fine, the quadratic after the first rough map."""
-        subject = subject if self.norm == "subject" else subject.under(self.norm)
-        if self.sampling == "adaptive":
-            yield from self._adaptively(
-                Refining(subject, self._axes(subject, draw), most=self.most, tolerance=self.tolerance)
-            )
-            return
-        filling = Filling(subject, self._axes(subject, draw))
+        return self._stream(subject, draw, None)
+
+    def resume(self, subject: Subject, draw: Draw, before: xr.Dataset) -> Iterator[Reading]:
+        """As ``stream``, without the points that an earlier run evaluated."""
+        return self._stream(subject, draw, before)
+
+    def _stream(self, subject: Subject, draw: Draw, before: xr.Dataset | None) -> Iterator[Reading]:
+        filling = self._filling(subject if self.norm == "subject" else subject.under(self.norm), draw)
+        if before is not None:
+            filling.restore(before)
+        if filling.seen > ROUGH:
+            filling.foresee()
         yield self._reading(filling)
         each = filling.total // MANY + 1
-        for i, j in coarse_to_fine(self.points):
-            filling.evaluate(i, j)
-            if filling.seen in (10, filling.total):
+        for _ in filling.explore():
+            if filling.seen == ROUGH + 1 or filling.share == 1:
                 filling.foresee()
-            if filling.seen % each == 0 or filling.seen in (9, filling.total):
+            if filling.seen % each == 0 or filling.seen == ROUGH or filling.share == 1:
                 yield self._reading(filling)
 
-    def _adaptively(self, filling: Refining) -> Iterator[Reading]:
-        """One reading for each point; the quadratic after the first rough map."""
-        yield self._reading(filling)
-        for _ in filling.explore():
-            if filling.seen == ROUGH + 1 or filling.sampler.done:
-                filling.foresee()
-            yield self._reading(filling)
+    def _filling(self, subject: Subject, draw: Draw) -> Filling:
+        axes = self._axes(subject, draw)
+        if self.sampling == "grid":
+            return Filling(subject, axes)
+        return Refining(subject, axes, tolerance=self.tolerance, most=self.most)
 
     def _axes(self, subject: Subject, draw: Draw) -> PlaneAxes:
         span = Span(self.second, self.one_dim, (self.centre_u, self.centre_v), self.reach)

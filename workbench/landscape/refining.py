@@ -46,6 +46,7 @@ class Refining(Filling):
         self.sampler = Sampler(
             coarse=min(COARSE, side), lattice=side, tolerance=self.tolerance, limit=min(self.most, side**2)
         )
+        self.finished = False
         self._interpolated: dict[str, Any] = {}
         self._compared_surface: dict[str, Any] = {}
 
@@ -57,25 +58,40 @@ class Refining(Filling):
     @property
     def share(self) -> float:
         """Share of the work that is done."""
-        return 1.0 if self.sampler.done else super().share
+        return 1.0 if self.finished else super().share
 
     @property
     def settled(self) -> bool:
         """Whether the stated error is small enough, or every point of the grid is known."""
-        return self.seen == self.evaluated.size or (self.sampler.done and self.sampler.error <= self.tolerance)
+        return self.seen == self.evaluated.size or (self.finished and self.sampler.error <= self.tolerance)
 
     def explore(self) -> Iterator[None]:
         """Evaluate one point after another; pauses after each."""
-        while not self.sampler.done:
-            points = self.sampler.ask(min(BATCH if self.seen else ROUGH, self.total - self.seen))
-            values: list[float] = []
-            for k, (i, j) in enumerate(self._indices(points), 1):
-                self.evaluate(i, j)
-                values.append(float(self.arrays["loss"][i, j]))
-                if k == len(points):
-                    self.sampler.tell(points, values)
-                    self._interpolate()
+        while not self.finished:
+            points = self._asked()
+            left = [at for at in self._indices(points) if not self.evaluated[at]]
+            for at in left:
+                self.evaluate(*at)
+                if at == left[-1]:
+                    self._tell(points)
                 yield
+
+    def _asked(self) -> Array:
+        known = len(self.sampler)
+        return self.sampler.ask(min(BATCH if known else ROUGH, self.total - known))
+
+    def _tell(self, points: Array) -> None:
+        self.sampler.tell(points, [self.arrays["loss"][at] for at in self._indices(points)])
+        self.finished = self.sampler.done
+        self._interpolate()
+
+    def restore(self, data: xr.Dataset) -> None:
+        """As for a grid; the questions that are answered already are asked again, so that the next one is the same."""
+        super().restore(data)
+        points = self._asked()
+        while not self.finished and all(self.evaluated[at] for at in self._indices(points)):
+            self._tell(points)
+            points = self._asked()
 
     def _indices(self, points: Array) -> list[tuple[int, int]]:
         found = np.round((points + 1) / 2 * (self.sampler.lattice - 1)).astype(int)
