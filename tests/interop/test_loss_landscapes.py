@@ -25,6 +25,10 @@ def bowl() -> Subject:
     return surface(tilted, 1.0, 2.0)
 
 
+def square(model: torch.nn.Module, _: Tensor) -> Tensor:
+    return torch.stack([p**2 for p in model.parameters()]).sum()
+
+
 def step(i: int, size: float) -> dict[str, Tensor]:
     return {"weight": size * E[i].reshape(1, 2)}
 
@@ -75,8 +79,6 @@ def test_parameters_without_dims_have_no_surface_of_its_own_and_that_is_said() -
             super().__init__()
             self.a = torch.nn.Parameter(torch.tensor(1.0))
 
-    subject = Subject(
-        Number(), [torch.zeros(1)], objective=lambda m, _: sum(p.square() for p in m.parameters()), reduction="mean"
-    )
+    subject = Subject(Number(), [torch.zeros(1)], objective=square, reduction="mean")
     with pytest.raises(TypeError, match="without dims"):
         loss_landscapes.alone(subject, 4)

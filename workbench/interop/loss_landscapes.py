@@ -40,9 +40,9 @@ def along(subject: Subject, first: Direction, second: Direction, steps: int, dea
     """
     if steps < 2:
         raise ValueError(f"steps must be at least 2; got {steps}.")
-    length = norm(subject.params) / steps
-    parts = [_given(d, length) for d in (first, second)]
-    return _plane(subject, steps, None, deadline, rand_u_like=lambda _: parts[0], orthogonal_to=lambda _: parts[1])
+    parts = [_said(_parameters().ModelParameters([t.clone() for t in d.values()]), 1.0) for d in (first, second)]
+    replaced = {"rand_u_like": lambda _: parts[0], "orthogonal_to": lambda _: parts[1]}
+    return _plane(subject, steps, None, deadline, float(steps), **replaced)
 
 
 def alone(subject: Subject, steps: int, seed: int = 0, deadline: float = math.inf) -> Array:
@@ -50,9 +50,12 @@ def alone(subject: Subject, steps: int, seed: int = 0, deadline: float = math.in
 
     Raises:
         TypeError: the subject has a parameter without dims, on which its normalisation fails.
+        ValueError: all weights are zero.
     """
     if any(p.ndim == 0 for p in subject.params.values()):
         raise TypeError("loss-landscapes cannot normalise parameters without dims; use along() with directions.")
+    if not norm(subject.params) > 0:
+        raise ValueError("loss-landscapes takes the length of all weights for its unit; they are all zero.")
     module, generator = _parameters(), torch.Generator().manual_seed(seed)
 
     def uniform(like: Any) -> Any:
@@ -60,7 +63,7 @@ def alone(subject: Subject, steps: int, seed: int = 0, deadline: float = math.in
         return module.ModelParameters(drawn)
 
     crossed = _rebound(module.orthogonal_to, rand_u_like=uniform)
-    return _plane(subject, steps, "filter", deadline, rand_u_like=uniform, orthogonal_to=crossed)
+    return _plane(subject, steps, "filter", deadline, None, rand_u_like=uniform, orthogonal_to=crossed)
 
 
 def put_right(surface: Array) -> Array:
@@ -77,16 +80,21 @@ def put_right(surface: Array) -> Array:
 
 
 def _plane(
-    subject: Subject, steps: int, normalization: str | None, deadline: float, **replaced: Callable[[Any], Any]
+    subject: Subject, steps: int, normalization: str | None, deadline: float, length: float | None, **replaced: Any
 ) -> Array:
+    """``length``: what the weights say is their length; None: the truth."""
     copies = _Copies(subject)
+    wrapper = importlib.import_module("loss_landscapes.model_interface.model_wrapper").SimpleModelWrapper(copies)
+    if length is not None:
+        start = _said(wrapper.get_module_parameters(), length)
+        wrapper.get_module_parameters = lambda: start
 
     def loss(_: Any) -> float:
         return math.nan if time.monotonic() > deadline else copies.loss()
 
     call = _rebound(_package().random_plane, **replaced)
     with torch.no_grad():
-        return np.asarray(call(copies, loss, 1, steps, normalization), dtype=np.float64)
+        return np.asarray(call(wrapper, loss, 1, steps, normalization), dtype=np.float64)
 
 
 class _Copies(nn.Module):
@@ -103,11 +111,10 @@ class _Copies(nn.Module):
         return float(self.subject.loss(point))
 
 
-def _given(direction: Direction, length: float) -> Any:
-    """A direction that says that it is ``length`` long."""
-    found = _parameters().ModelParameters([d.detach().clone() for d in direction.values()])
-    found.model_norm = lambda *_: length
-    return found
+def _said(parameters: Any, length: float) -> Any:
+    """Parameters that say that they are ``length`` long."""
+    parameters.model_norm = lambda *_: length
+    return parameters
 
 
 def _rebound(function: Any, **replaced: Callable[[Any], Any]) -> Any:

@@ -97,7 +97,7 @@ def _alone(reading: Reading, subject: Subject, deadline: float) -> tuple[Array, 
     try:
         seed = int(reading.provenance["seed"])
         return loss_landscapes.alone(_under(probe, subject), probe.points - 1, seed, deadline), ALONE
-    except TypeError as problem:
+    except (TypeError, ValueError) as problem:
         return np.full((1, 1), np.nan), str(problem)
 
 
