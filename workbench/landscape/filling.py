@@ -79,12 +79,12 @@ class Filling:
     def __post_init__(self) -> None:
         n, m = len(self.axes.u), len(self.axes.v)
         self.at = mover(self.subject, self.axes.first, self.axes.second)
-        self.points = PlanePoints(self.subject, self.axes.first, self.axes.second, expected=n * m, singly=True)
         self.arrays = {name: np.full((n, m), np.nan) for name in GRID}
         self.arrays |= {name: np.full(n * m, np.nan) for name in SAMPLED}
         self.own = tuple(self.subject.metrics)
         self.arrays |= {name: np.full((len(self.own), n, m), np.nan) for name in ("own_metric", "own_metric_error")}
         self.evaluated = np.zeros((n, m), dtype=bool)
+        self.points = PlanePoints(self.subject, self.axes.first, self.axes.second, expected=self.total, singly=True)
         self.seen = 0
         self.here = self.subject.evaluate(None, self.metrics)
         self.predicted = self.axes.quadratic

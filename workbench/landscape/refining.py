@@ -41,11 +41,11 @@ class Refining(Filling):
     most: int = 81
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         side = len(self.axes.u)
         self.sampler = Sampler(
             coarse=min(COARSE, side), lattice=side, tolerance=self.tolerance, limit=min(self.most, side**2)
         )
+        super().__post_init__()
         self.finished = False
         self._interpolated: dict[str, Any] = {}
         self._compared_surface: dict[str, Any] = {}
