@@ -168,7 +168,8 @@ def sample_marks(data: xr.Dataset) -> tuple[AnyMark, ...]:
     if not refined(data):
         return ()
     seen = np.isfinite(data.sample_u.values)
-    return (Points(data.sample_u.values[seen], data.sample_v.values[seen], label="samples", role="uncertainty"),)
+    # Hollow and grey: many of them must not hide the colours beneath.
+    return (Points(data.sample_u.values[seen], data.sample_v.values[seen], label="samples", role="unconverged"),)
 
 
 def refined_note(data: xr.Dataset, *said: str) -> str:
