@@ -319,7 +319,8 @@ def allowed_error(value: float, tolerance: float, scale: float, near_zero: float
 
 def samples_needed(estimate: TraceEstimate, allowed: float) -> float:
     """Samples in all that should bring the error down to ``allowed``, from the spread so far; infinite for 0."""
-    return estimate.samples * (estimate.error / allowed) ** 2 if allowed > 0 else math.inf
+    spread = estimate.error / (1 + FEW / max(estimate.samples, 1) ** 2)  # more samples need less caution
+    return estimate.samples * (spread / allowed) ** 2 if allowed > 0 else math.inf
 
 
 def exact_is_cheaper(estimate: TraceEstimate, allowed: float, size: int, limit: int | None = None) -> bool:
