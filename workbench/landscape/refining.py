@@ -132,8 +132,8 @@ class Refining(Filling):
 
 
 def refined(data: xr.Dataset) -> bool:
-    """Whether the data of a plane have an interpolated surface."""
-    return bool(np.isfinite(data.surface.values).any())
+    """Whether the data of a plane have an interpolated surface; readings stored before there was one have none."""
+    return "surface" in data and bool(np.isfinite(data.surface.values).any())
 
 
 def filled(data: xr.Dataset) -> xr.Dataset:
