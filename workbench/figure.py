@@ -6,6 +6,7 @@ hatch them, and never fill them in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -32,6 +33,35 @@ class Axis:
     def words(self) -> str:
         """The label with its unit, as it is printed."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+def fitting(label: str, scale: Scale, *values: ArrayLike) -> Axis:
+    """An axis of this scale, or the symmetric logarithm where a logarithm has no place for one of the finite values.
+
+    Zero and negative losses are losses: they are drawn where they are, neither moved nor left out. Where such an axis
+    turns linear is printed beside its label.
+    """
+    seen = _finite(values)
+    return Axis(label, "symlog" if scale == "log" and (seen <= 0).any() else scale)
+
+
+def symlog_threshold(values: ArrayLike) -> float:
+    """Where a symmetric logarithm turns linear on its own: the power of ten at or below the smallest value's size.
+
+    Zeros and what is not finite do not count; sizes under 1e-4 of the largest lie in the linear part. 1 without values.
+    """
+    seen = np.abs(_finite([values]))
+    sizes = seen[seen > 0]
+    if sizes.size == 0:
+        return 1.0
+    smallest = max(float(sizes.min()), 1e-4 * float(sizes.max()))
+    return float(10.0 ** math.floor(math.log10(smallest)))
+
+
+def _finite(arrays: Iterable[ArrayLike]) -> Array:
+    flat = [np.ravel(np.asarray(a, dtype=np.float64)) for a in arrays]
+    values = np.concatenate(flat) if flat else np.empty(0)
+    return values[np.isfinite(values)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,14 +281,18 @@ def beside(figures: Mapping[str, Figure]) -> Figure:
 
 
 def _shared(panels: Iterable[Panel]) -> Axis | None:
-    """The colour axis of the first panel that has one, with limits for all of them; those it has itself stay."""
+    """The colour axis of the first panel that has one, with limits for all of them; those it has itself stay.
+
+    A symmetric logarithm that one of them needs is that of all, with one threshold.
+    """
     held = [panel for panel in panels if panel.z is not None]
-    axis = held[0].z if held else None
+    axis = next((p.z for p in held if p.z and p.z.scale == "symlog"), held[0].z if held else None)
     if axis is None or axis.limits is not None:
         return axis
-    fields = [np.ravel(m.z) for panel in held for m in panel.marks if isinstance(m, Heat | Contour | Surface)]
-    values = np.concatenate(fields) if fields else np.empty(0)
-    seen = values[np.isfinite(values) & ((values > 0) | (axis.scale != "log"))]
+    values = _finite(m.z for panel in held for m in panel.marks if isinstance(m, Heat | Contour | Surface))
+    seen = values[(values > 0) | (axis.scale != "log")]
+    if axis.scale == "symlog" and axis.threshold is None:
+        axis = replace(axis, threshold=symlog_threshold(values))
     if not seen.size or not seen.min() < seen.max():
         return axis
     return replace(axis, limits=(float(seen.min()), float(seen.max())))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.figure import Array, Axis, Scale
+from workbench.figure import Array, Axis, Scale, symlog_threshold
 
 _LINEAR_PART = 10.0 / 9.0
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -122,11 +122,7 @@ def _threshold(axis: Axis, values: Array) -> float:
         if not (math.isfinite(axis.threshold) and axis.threshold > 0):
             raise ValueError(f"Axis {axis.label!r} needs a positive threshold; got {axis.threshold!r}.")
         return float(axis.threshold)
-    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
-    if axis.scale != "symlog" or sizes.size == 0:
-        return 1.0
-    smallest = max(float(sizes.min()), 1e-4 * float(sizes.max()))
-    return float(10.0 ** math.floor(math.log10(smallest)))
+    return symlog_threshold(values) if axis.scale == "symlog" else 1.0
 
 
 def _fixed(axis: Axis, free: Ruler) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
+from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points, fitting
 from workbench.figure import Line as Curve
 from workbench.landscape.directions import random_direction
 from workbench.landscape.grid import levels
@@ -127,7 +127,7 @@ class Bundle(Probe[Subject]):
         ]
         unit = {"filter": "filter lengths", "layer": "layer lengths", "none": "of N(0, 1) in each weight"}
         along = Axis(f"along random directions ({unit[self.normalization]})")
-        return Figure((Panel(tuple(marks), along, Axis("loss", self.scale)),))
+        return Figure((Panel(tuple(marks), along, fitting("loss", self.scale, mean)),))
 
     def estimate(self, subject: Subject) -> Cost:
         """One direction and a moved copy at a time, and the forward pass of a chunk."""

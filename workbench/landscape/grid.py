@@ -31,3 +31,19 @@ def drawable(evaluated: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Indices (on both axes) of the finest level that is complete; of the coarsest when none is yet."""
     known = [level for level in levels(len(evaluated)) if evaluated[np.ix_(level, level)].all()]
     return known[-1] if known else levels(len(evaluated))[0]
+
+
+def drawn(evaluated: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices on both axes of what can be drawn of a grid (n, m): its finest complete level, see :func:`drawable`.
+
+    All of them where the points were filled in another order, as other programs do, or the sides differ; what is
+    missing is then left open.
+    """
+    rows, columns = evaluated.shape
+    if rows == columns:
+        at = drawable(evaluated)
+        finer = [level for level in levels(rows) if level.size > at.size] if evaluated[np.ix_(at, at)].all() else [at]
+        level = finer[0] if finer else at
+        if evaluated[np.ix_(level, level)].sum() == evaluated.sum():
+            return at, at
+    return np.arange(rows), np.arange(columns)

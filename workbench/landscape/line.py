@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
+from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points, fitting
 from workbench.figure import Line as Curve
 from workbench.landscape.directions import Direction, Normalization, mover, norm, random_direction, unmoved_share
 from workbench.landscape.grid import levels
@@ -128,11 +128,13 @@ class Line(Probe[Subject]):
         alpha, value, error = data["alpha"].values, data[self.metric].values, data[f"{self.metric}_error"].values
         seen = data.evaluated.values
         x, y, e = alpha[seen], value[seen], error[seen]
-        marks: list[AnyMark] = [Band(x, y - e, y + e, "± standard error"), Curve(x, y, self.metric.replace("_", " "))]
+        marks: list[AnyMark] = [Band(x, y - e, y + e, "± standard error")] if np.isfinite(e).any() else []
+        marks.append(Curve(x, y, self.metric.replace("_", " ")))
         if self.metric == "loss":
-            marks += [_parabola(data), Points([0.0], [float(data.loss_here)], label="model", role="reference")]
-        upright = Axis("error rate") if self.metric == "error_rate" else Axis("loss", self.scale)
-        return Figure((Panel(tuple(marks), Axis(self._words()), upright),))
+            marks += [_parabola(data)] if np.isfinite(data.predicted).any() else []
+            marks.append(Points([0.0], [float(data.loss_here)], label="model", role="reference"))
+        upright = Axis("error rate") if self.metric == "error_rate" else fitting("loss", self.scale, y)
+        return Figure((Panel(tuple(marks), Axis(data["alpha"].attrs.get("long_name", self._words())), upright),))
 
     def _words(self) -> str:
         if self.direction == "random":

@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figure import AnyMark, Axis, Contour, Line, Panel, Points, Scale, Surface
+from workbench.figure import AnyMark, Axis, Contour, Line, Panel, Points, Scale, Surface, fitting
 from workbench.landscape.filling import half_widths
-from workbench.landscape.grid import drawable
+from workbench.landscape.grid import drawable, drawn
 from workbench.landscape.quadratic import Quadratic, measured_line
 
 Array = NDArray[np.float64]
@@ -33,18 +33,27 @@ class Field:
 
 
 def field_of(data: xr.Dataset, metric: str, axes: tuple[str, str], scale: Scale, square: bool) -> Field:
-    """The finest complete grid of one variable; error rates are always drawn on a linear scale: they can be zero."""
-    at = drawable(data.evaluated.values)
-    u, v, z = data["u"].values[at], data["v"].values[at], data[metric].values[np.ix_(at, at)]
-    colour = Axis(metric.replace("_", " "), "linear" if metric == "error_rate" else scale)
-    return Field(u, v, z, axes, colour, square)
+    """The finest complete grid of one variable; error rates are always drawn on a linear scale: they can be zero.
+
+    A logarithm that has no place for one of the losses becomes a symmetric one, see :func:`~workbench.figure.fitting`.
+    """
+    rows, columns = drawn(data.evaluated.values)
+    u, v, z = data["u"].values[rows], data["v"].values[columns], data[metric].values[np.ix_(rows, columns)]
+    colour = fitting(metric.replace("_", " "), "linear" if metric == "error_rate" else scale, z)
+    return Field(u, v, z, _along(data, axes), colour, square)
+
+
+def _along(data: xr.Dataset, axes: tuple[str, str]) -> tuple[str, str]:
+    """What a file from elsewhere calls its axes; else the words given."""
+    said = [str(data[name].attrs.get("long_name", words)) for name, words in zip(("u", "v"), axes, strict=True)]
+    return said[0], said[1]
 
 
 def own_field(data: xr.Dataset, k: int, name: str, axes: tuple[str, str], square: bool) -> Field:
     """The finest complete grid of the subject's own metric number ``k``."""
-    at = drawable(data.evaluated.values)
-    z = data.own_metric.values[k][np.ix_(at, at)]
-    return Field(data["u"].values[at], data["v"].values[at], z, axes, Axis(name), square)
+    rows, columns = drawn(data.evaluated.values)
+    z = data.own_metric.values[k][np.ix_(rows, columns)]
+    return Field(data["u"].values[rows], data["v"].values[columns], z, _along(data, axes), Axis(name), square)
 
 
 def panels(field: Field, view: View, marks: tuple[AnyMark, ...]) -> tuple[Panel, ...]:
@@ -64,8 +73,12 @@ def panels(field: Field, view: View, marks: tuple[AnyMark, ...]) -> tuple[Panel,
 
 def note(data: xr.Dataset, *said: str) -> str:
     """How much of the grid is drawn, how much is not finite, and what else there is to say."""
-    drawn, points = len(drawable(data.evaluated.values)), data.sizes["u"]
-    rough = "" if drawn == points else f"{drawn} × {drawn} of {points} × {points} points"
+    evaluated = data.evaluated.values
+    shown, whole = (a.size for a in drawn(evaluated)), evaluated.shape
+    counted = " × ".join(map(str, shown)), " × ".join(map(str, whole))
+    rough = "" if counted[0] == counted[1] else f"{counted[0]} of {counted[1]} points"
+    holes = evaluated.size - int(evaluated.sum())
+    rough = f"{holes} of {counted[1]} points were not computed" if holes and not rough else rough
     lost = int((data.evaluated & ~np.isfinite(data.loss)).sum())
     hatched = f"{lost} points are not finite (hatched)" if lost else ""
     return " · ".join(part for part in (rough, hatched, *said) if part)

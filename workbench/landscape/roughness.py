@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figure import AnyMark, Axis, Figure, Panel, Points, Rule
+from workbench.figure import AnyMark, Axis, Figure, Panel, Points, Rule, fitting
 from workbench.figure import Line as Curve
 from workbench.landscape.directions import random_direction
 from workbench.landscape.points import PlanePoints, expected_bytes
@@ -148,7 +148,9 @@ class Roughness(Probe[Subject]):
         marks.append(Points([0.0], [float(data.loss_here)], label="model", role="reference"))
         unit = {"filter": "filter lengths", "layer": "layer lengths", "none": "of N(0, 1) in each weight"}
         curves = Panel(
-            tuple(marks), Axis(f"along random directions ({unit[self.normalization]})"), Axis("loss", self.scale)
+            tuple(marks),
+            Axis(f"along random directions ({unit[self.normalization]})"),
+            fitting("loss", self.scale, data.loss.values[:DRAWN]),
         )
         number = np.arange(1, self.lines + 1)
         fine, coarse = (data[n].values for n in ("excess_variation", "coarse_excess_variation"))

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figure import AnyMark, Axis, Contour, Figure, Line, Panel, Points
+from workbench.figure import AnyMark, Axis, Contour, Figure, Line, Panel, Points, fitting
 from workbench.landscape.grid import drawable, levels
 from workbench.landscape.plane import Plane
 from workbench.numerics.persistence import Persistence, persistence
@@ -91,7 +91,7 @@ class Topology(Probe[Subject]):
 
     def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
         """The plane from coarse to fine, with the basins of its finest complete grid; a reading a point."""
-        plane = Plane(self.points, self.extent, self.directions, self.normalization)
+        plane = self._plane
         drawn, found = 0, dict[str, Any]()
         for reading in plane.stream(subject, replace(draw, key=plane.name)):
             data = reading.data
@@ -106,6 +106,11 @@ class Topology(Probe[Subject]):
                 notes=reading.notes,
                 sizes={"basin": MOST},
             )
+
+    @property
+    def _plane(self) -> Plane:
+        """The whole grid: interpolated losses have basins of their own."""
+        return Plane(self.points, self.extent, self.directions, self.normalization, sampling="grid")
 
     def _basins(self, data: xr.Dataset) -> dict[str, Any]:
         """What the complete grids show, the finest one in full."""
@@ -161,12 +166,12 @@ class Topology(Probe[Subject]):
         minima = Points(data.basin_u.values[deep], data.basin_v.values[deep], label="minima", role="second")
         marks: tuple[AnyMark, ...] = (Contour(u, v, z), minima)
         square = self.directions != "pca"
-        map_panel = Panel(marks, Axis("direction 1"), Axis("direction 2"), Axis("loss", "log"), square=square)
+        map_panel = Panel(marks, Axis("direction 1"), Axis("direction 2"), fitting("loss", "log", z), square=square)
         return Figure((map_panel, _diagram(data, deep)))
 
     def estimate(self, subject: Subject) -> Cost:
         """As the plane's, and the union-find over its points."""
-        plane = Plane(self.points, self.extent, self.directions, self.normalization).estimate(subject)
+        plane = self._plane.estimate(subject)
         return replace(plane, bytes=plane.bytes + 200 * self.points**2)
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Scale
+from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, fitting
 from workbench.landscape.directions import mover
 from workbench.landscape.grid import coarse_to_fine, levels
 from workbench.landscape.kinds import recorded
@@ -169,11 +169,10 @@ class TrajectoryView(Probe[Trajectory]):
         for name, label, role in kinds:
             y, e = data[f"{name}_loss"].values[known], data[f"{name}_loss_error"].values[known]
             marks += [Band(x, y - e, y + e, role=role), Line(x, y, label, role)]
-        return Panel(tuple(marks), _steps(), Axis("loss", self._upright(data)))
+        return Panel(tuple(marks), _steps(), self._upright(data))
 
-    def _upright(self, data: xr.Dataset) -> Scale:
-        low = min(np.nanmin(data[n].values, initial=math.inf) for n in ("path_loss", "plane_loss"))
-        return "linear" if self.scale == "log" and not low > 0 else self.scale
+    def _upright(self, data: xr.Dataset) -> Axis:
+        return fitting("loss", self.scale, data.path_loss.values, data.plane_loss.values)
 
     def estimate(self, subject: Trajectory) -> Cost:
         """Two directions, the weights of two checkpoints, a moved copy and the forward pass of a chunk."""
