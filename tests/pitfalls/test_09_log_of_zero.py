@@ -21,7 +21,7 @@ from workbench.landscape.plane import Plane
 from workbench.probe import Reading
 
 Array = NDArray[np.float64]
-PLANE = Plane(points=7, normalization="none", scale="log", ellipse=False)
+PLANE = Plane(points=7, normalization="none", sampling="grid", scale="log", ellipse=False)
 
 
 def lowered(w: Tensor) -> Tensor:

@@ -109,8 +109,8 @@ def shows_a_rescaled_network_alike(way: Way) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 2, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3, bias=False)).double()
     other = copy.deepcopy(net)
     with torch.no_grad():
-        other[0].weight.mul_(20.0)
-        other[3].weight.div_(20.0)
+        other.get_parameter("0.weight").mul_(20.0)
+        other.get_parameter("3.weight").div_(20.0)
     data = (double(12, 1, 4, 4), torch.arange(12) % 3)
     assert slice_of(Subject(other, data), way) == pytest.approx(slice_of(Subject(net, data), way), rel=1e-6)
 

@@ -17,8 +17,11 @@ from workbench.draw.venues import Column, Venue
 from workbench.draw.venues import venue as find_venue
 from workbench.figure import Figure
 from workbench.probe import Reading
+from workbench.resolve import resolve
 
 Provenance = Literal["full", "anonymous", "none"]
+FROM_ELSEWHERE: dict[str, str] = dict.fromkeys((".h5", ".hdf5"), "workbench.interop.surface_files:read")
+"""Files of other programs that :func:`load` opens, by suffix: who reads them, by name, so that nothing is imported."""
 
 
 def export(
@@ -123,6 +126,8 @@ def _cargo(reading: Reading, where: Venue, usetex: bool) -> Cargo:
 def load(source: str | Path) -> Reading:
     """A reading from an exported figure, its sidecar, a stored netCDF file, or a key of the default store.
 
+    A surface of the original loss-landscape scripts (.h5) opens too: see :mod:`workbench.interop.surface_files`.
+
     Raises:
         ValueError: the file carries no reading, or is damaged.
         FileNotFoundError: there is no such file and no such key.
@@ -131,6 +136,9 @@ def load(source: str | Path) -> Reading:
     if path.suffix.lower() in FORMATS:
         _exists(path)
         return Reading.from_bytes(cast(bytes, unload(path).reading))
+    if path.suffix.lower() in FROM_ELSEWHERE:
+        _exists(path)
+        return resolve(FROM_ELSEWHERE[path.suffix.lower()])(path)
     if path.suffix.lower() == ".nc" or path.is_file():
         _exists(path)
         return _opened(path)
