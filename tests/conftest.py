@@ -1,4 +1,4 @@
-"""What every test gets: a store of its own, one thread for torch, and Hypothesis without deadlines."""
+"""What every test gets: a store of its own, streams without pauses, one thread, and Hypothesis without deadlines."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def hide_a_torchvision_of_another_kind() -> None:
 
 
 hide_a_torchvision_of_another_kind()
+
+
+@pytest.fixture(autouse=True)
+def every_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams make a reading whenever they may, whatever the clock says: tests count and compare them."""
+    monkeypatch.setattr("workbench.pace.PAUSE", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -173,7 +173,7 @@ def test_list_and_doctor_say_what_there_is(capsys: pytest.CaptureFixture[str], m
     assert cli.main(["list"]) == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(wb.catalog.probes())
     assert cli.main(["list", "Plane"]) == 0
-    assert "--set points=25" in capsys.readouterr().out
+    assert "--set points=65" in capsys.readouterr().out
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^ok +torch +2\.", said, re.MULTILINE)

@@ -56,7 +56,7 @@ def test_every_point_is_the_loss_of_a_moved_copy(points, normalization):
 
 @pytest.mark.parametrize("points", [4, 5, 24, 25])
 def test_a_steep_quadratic_keeps_its_geometry(points):
-    plane = Plane(points=points, extent=1.0, directions="hessian")
+    plane = Plane(points=points, extent=1.0, directions="hessian", sampling="grid")
     data = plane.run(quadratic()).data
     u, v, z = data.u.values, data.v.values, data.loss.values
     assert z == approx(50 * u[:, None] ** 2 + 0.5 * v[None, :] ** 2, abs=1e-9)
@@ -90,11 +90,11 @@ def test_nan_and_inf_stay_where_they_are():
 
 def test_the_first_reading_knows_the_model_and_a_rough_map_comes_early():
     net, data = net_and_data()
-    seen = list(Plane(points=17).stream(Subject(net, data), Draw(0, "Plane", 66)))
+    seen = list(Plane(points=17, sampling="grid").stream(Subject(net, data), Draw(0, "Plane", 66)))
     assert np.isfinite(float(seen[0].data.loss_here))
     assert not seen[0].data.evaluated.values.any()
-    rough = seen[9].figure()
-    assert "3 × 3 of 17 × 17" in rough.note
+    rough = next(r for r in seen if r.data.evaluated.sum() >= 9).figure()  # as many as go together may be more
+    assert "of 17 × 17 points" in rough.note
     assert isinstance(rough.panels[1].marks[0], Surface)
     assert np.isfinite(rough.panels[1].marks[0].z).all()
     assert seen[-1].converged
@@ -174,7 +174,7 @@ def test_each_point_has_its_own_statistics_when_asked(policy):
 
 
 def test_large_grids_are_whole_and_say_so_less_often():
-    fine = list(Plane(points=51, directions="hessian").stream(quadratic(), Draw(0, "Plane", 2)))
+    fine = list(Plane(points=51, directions="hessian", sampling="grid").stream(quadratic(), Draw(0, "Plane", 2)))
     assert len(fine) < 1400
     assert fine[-1].converged
     assert fine[-1].data.evaluated.values.all()

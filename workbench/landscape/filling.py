@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +84,7 @@ class Filling:
         self.own = tuple(self.subject.metrics)
         self.arrays |= {name: np.full((len(self.own), n, m), np.nan) for name in ("own_metric", "own_metric_error")}
         self.evaluated = np.zeros((n, m), dtype=bool)
-        self.points = PlanePoints(self.subject, self.axes.first, self.axes.second, expected=self.total, singly=True)
+        self.points = PlanePoints(self.subject, self.axes.first, self.axes.second, expected=self.total)
         self.seen = 0
         self.here = self.subject.evaluate(None, self.metrics)
         self.predicted = self.axes.quadratic
@@ -128,16 +128,28 @@ class Filling:
         }
 
     def explore(self) -> Iterator[None]:
-        """Evaluate what is left of a square grid, from coarse to fine; pauses after each point."""
-        for i, j in coarse_to_fine(len(self.axes.u)):
-            if not self.evaluated[i, j]:
-                self.evaluate(i, j)
-                yield
+        """Evaluate what is left of a square grid, from coarse to fine; pauses after as many as go together."""
+        yield from self.visit([at for at in coarse_to_fine(len(self.axes.u)) if not self.evaluated[at]])
 
-    def evaluate(self, i: int, j: int) -> None:
-        """The values at grid point (i, j)."""
+    def visit(self, order: Sequence[tuple[int, int]]) -> Iterator[None]:
+        """Evaluate these points of the grid in this order, as many at once as pays; pauses after each such group."""
+        left = iter(order)
+        for group in self._groups([(float(self.axes.u[i]), float(self.axes.v[j])) for i, j in order]):
+            for found, (i, j) in zip(group, left, strict=False):
+                self._note(i, j, found)
+            yield
+
+    def _groups(self, points: Sequence[tuple[float, float]]) -> Iterator[list[dict[str, float]]]:
+        if self.point or self.own:  # only the subject knows the user's own metrics
+            alone = self.point or (lambda u, v: self.subject.evaluate(self.at(u, v), self.metrics))
+            yield from ([self.here if u == 0.0 == v else alone(u, v)] for u, v in points)
+            return
+        yield from self.points.in_turn(points, self.metrics)
+
+    def _note(self, i: int, j: int, found: Mapping[str, float]) -> None:
+        """The values at grid point (i, j); those at the model are what the subject itself says."""
         u, v = float(self.axes.u[i]), float(self.axes.v[j])
-        found = self._value(u, v)
+        found = self.here if u == 0.0 == v else found
         for name in GRID:
             self.arrays[name][i, j] = found.get(name, np.nan)
         for k, name in enumerate(self.own):
@@ -147,15 +159,6 @@ class Filling:
             self.arrays[name][self.seen] = value
         self.evaluated[i, j] = True
         self.seen += 1
-
-    def _value(self, u: float, v: float) -> dict[str, float]:
-        if u == 0.0 == v:
-            return self.here
-        if self.point:
-            return self.point(u, v)
-        if self.own:  # only the subject knows the user's own metrics
-            return self.subject.evaluate(self.at(u, v), self.metrics)
-        return self.points.evaluate([(u, v)], self.metrics)[0]
 
     def restore(self, data: xr.Dataset) -> None:
         """Take over what an unfinished run of the same plane had evaluated; nothing where the axes are others."""

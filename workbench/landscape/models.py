@@ -19,9 +19,9 @@ from workbench.figure import AnyMark, Figure, Line, Points, Role
 from workbench.landscape.axes import PlaneAxes
 from workbench.landscape.directions import Direction, cosine, inner, norm, random_direction
 from workbench.landscape.filling import VARIABLES, Filling
-from workbench.landscape.grid import coarse_to_fine
 from workbench.landscape.picture import field_of, note, panels
 from workbench.numerics.sampling import Draw
+from workbench.pace import Pace
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Display, Doc, Range
 from workbench.several import Pair, Runs
@@ -88,12 +88,12 @@ class ModelsPlane(Probe[Runs]):
     )
 
     def stream(self, subject: Runs, draw: Draw) -> Iterator[Reading]:
-        """The models themselves, then the grid from coarse to fine; a reading for each point."""
-        spanned = _Spanned(members(subject), self, draw)
+        """The models themselves, then the grid from coarse to fine."""
+        spanned, pace = _Spanned(members(subject), self, draw), Pace()
         yield spanned.reading()
-        for i, j in coarse_to_fine(self.points):
-            spanned.filling.evaluate(i, j)
-            yield spanned.reading()
+        for _ in spanned.filling.explore():
+            if pace.due() or spanned.filling.share == 1:
+                yield spanned.reading()
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """Each model's loss, the extremes on the plane, distances and the angle."""

@@ -26,16 +26,16 @@ from workbench.landscape.picture import (
     path_marks,
     quadratic_marks,
 )
+from workbench.landscape.points import expected_bytes
 from workbench.landscape.quadratic import differentiable_twice
 from workbench.landscape.refining import ROUGH, SURFACE, Refining, filled, refined, refined_note, sample_marks
 from workbench.numerics.sampling import Draw
 from workbench.operators.hessian import Hessian
+from workbench.pace import Pace
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Display, Doc, Range
 from workbench.subject import Subject
 
-MANY = 2500
-"""Readings of one run, about: larger grids give one for several points."""
 NORMALIZATIONS = {
     "filter": "each filter of the direction gets the norm of the model's filter",
     "layer": "each tensor of the direction gets the norm of the model's tensor",
@@ -86,7 +86,7 @@ class Plane(Probe[Subject]):
 
     points: Annotated[
         int, Range(3, 201, 2, soft=(5, 51)), Doc("Grid points on each axis; a whole grid costs as much as its square.")
-    ] = 25
+    ] = 65
     extent: Annotated[
         float,
         Range(1e-6, 100.0, log=True, soft=(0.01, 10.0)),
@@ -135,14 +135,16 @@ class Plane(Probe[Subject]):
         Literal["grid", "adaptive"],
         Doc("Which points of the grid are evaluated."),
         Choice({"grid": "all of them", "adaptive": "where the surface is known least; the others are interpolated"}),
-    ] = "grid"
+    ] = "adaptive"
     tolerance: Annotated[
         float,
         Range(1e-4, 1.0, log=True, soft=(0.003, 0.1)),
         Doc("Adaptive sampling stops at this stated RMS error of the (log) loss, over its standard deviation."),
     ] = 0.01
     most: Annotated[
-        int, Range(9, 2000, soft=(25, 300)), Doc("Adaptive sampling evaluates at most so many points of the grid.")
+        int,
+        Range(9, 2000, soft=(25, 300)),
+        Doc("Adaptive sampling evaluates at most so many points; a grid with no more is evaluated whole."),
     ] = 81
     scale: Annotated[
         Literal["log", "linear", "symlog"], Doc("How loss is coloured; log needs positive losses."), Display()
@@ -183,19 +185,25 @@ class Plane(Probe[Subject]):
             filling.restore(before)
         if filling.seen > ROUGH:
             filling.foresee()
+        pace, rough = Pace(), False
         yield self._reading(filling)
-        each = filling.total // MANY + 1
         for _ in filling.explore():
-            if filling.seen == ROUGH + 1 or filling.share == 1:
+            if filling.seen > ROUGH or filling.share == 1:
                 filling.foresee()
-            if filling.seen % each == 0 or filling.seen == ROUGH or filling.share == 1:
+            if pace.due() or filling.share == 1 or (filling.seen >= ROUGH and not rough):
+                rough = filling.seen >= ROUGH
                 yield self._reading(filling)
 
     def _filling(self, subject: Subject, draw: Draw) -> Filling:
         axes = self._axes(subject, draw)
-        if self.sampling == "grid":
+        if not self._chosen:
             return Filling(subject, axes)
         return Refining(subject, axes, tolerance=self.tolerance, most=self.most)
+
+    @property
+    def _chosen(self) -> bool:
+        """Whether points are chosen one after another: where the whole grid would take more."""
+        return self.sampling == "adaptive" and self.points**2 > self.most
 
     def _axes(self, subject: Subject, draw: Draw) -> PlaneAxes:
         span = Span(self.second, self.one_dim, (self.centre_u, self.centre_v), self.reach)
@@ -225,7 +233,7 @@ class Plane(Probe[Subject]):
             "not_finite": int(seen.size - finite.size),
             "cosine": float(data.cosine),
             "agreement_radius": float(data.agreement_radius),
-            **({"relative_error": float(data.relative_error)} if refined(data) else {}),
+            **({"interpolated_within": float(data.relative_error)} if refined(data) else {}),
         }
 
     def figure(self, data: xr.Dataset) -> Figure:
@@ -271,8 +279,8 @@ class Plane(Probe[Subject]):
         vectors = 6 + (40 if eigen else 0)
         weights = subject.size * subject.dtype.itemsize
         surface = 8 * 8 * self.points**2
-        passes = min(self.points**2, self.most if self.sampling == "adaptive" else self.points**2) + 1
-        size = vectors * weights + surface + max(subject.memory(), _graph_bytes(subject))
+        passes = (self.most if self._chosen else self.points**2) + 1
+        size = vectors * weights + surface + max(expected_bytes(subject), _graph_bytes(subject))
         return Cost(size, passes, f"{passes} forward passes over the examples")
 
     def context(self, subject: Subject) -> str:

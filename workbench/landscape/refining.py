@@ -66,13 +66,12 @@ class Refining(Filling):
         return self.seen == self.evaluated.size or (self.finished and self.sampler.error <= self.tolerance)
 
     def explore(self) -> Iterator[None]:
-        """Evaluate one point after another; pauses after each."""
+        """Evaluate batch after batch; pauses after as many points as go together."""
         while not self.finished:
             points = self._asked()
             left = [at for at in self._indices(points) if not self.evaluated[at]]
-            for at in left:
-                self.evaluate(*at)
-                if at == left[-1]:
+            for _ in self.visit(left):
+                if self.evaluated[left[-1]]:
                     self._tell(points)
                 yield
 

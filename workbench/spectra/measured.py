@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from workbench.numerics.sampling import Draw
 from workbench.operators.preconditioned import Preconditioner
 from workbench.operators.table import OperatorName
 from workbench.optimizers import Optimizer, state_of, threshold
+from workbench.pace import Pace
 from workbench.spectra.halves import WIDE, Bracket, Halves
 from workbench.spectra.opening import Opening, itself, opener
 from workbench.spectra.run import Aim, SpectralRun
@@ -20,8 +20,6 @@ from workbench.subject import Subject
 
 HALF_PRODUCTS = 24
 """Products with halves that a bracket usually takes."""
-PAUSE = 0.05
-"""Seconds between two readings of the same run."""
 
 
 class Measured:
@@ -54,7 +52,7 @@ class Measured:
         self.found: dict[str, Any] = {}
         self.said: tuple[str, ...] = ()
         self.bracket: Bracket | None = None
-        self.done, self.last = 0.0, 0.0
+        self.done, self.pace = 0.0, Pace()
         self.run: SpectralRun | None = None
 
     def steps(self) -> Iterator[bool]:
@@ -63,19 +61,12 @@ class Measured:
             self.run = run = SpectralRun(self.aim, opening.operator, opening.curvature, self.draw)
             self.found = self.fixed()
             for _ in run.eigenvalues():
-                yield self.due()
+                yield self.pace.due()
             self.count_outliers(run)
             yield from self.halve(opening)
             if self.aim.trace:
                 yield from run.sum()
             yield from run.further()
-
-    def due(self) -> bool:
-        """Whether a reading is worth its milliseconds: nobody sees more than twenty pictures a second."""
-        now = time.monotonic()
-        due = now - self.last >= PAUSE
-        self.last = now if due else self.last
-        return due
 
     def fixed(self) -> dict[str, Any]:
         """What is known before the first product."""
