@@ -96,7 +96,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--seconds", type=float, help="time budget; the best answer by then")
     parser.add_argument("--trust", action="store_true", help="permit importing the code that the record names")
-    parser.add_argument("--out", metavar="FILE", help="draw the figure too: .pdf, .svg, .pgf or .png")
+    parser.add_argument("--out", metavar="FILE", help="draw the figure too: .pdf, .svg, .pgf, .png; a plane: .vts")
     _add_figure(parser)
 
 
@@ -156,7 +156,7 @@ def _measure(probe: Probe[Any], target: Any, chosen: argparse.Namespace) -> Read
     from workbench.store import Store
 
     if chosen.out:
-        _check_figure(chosen)
+        _check_figure(chosen, probe)
     store = Store.beside(chosen.recording)
     key = store.key(probe, target, chosen.seed)
     reading = store.ask(probe, key)
@@ -209,8 +209,8 @@ def _report(reading: Reading, key: str, store: Store) -> None:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="KEY|FILE", help="key of a stored reading, a .nc file, or an exported figure")
-    parser.add_argument("target", metavar="OUT", help="figure to write: .pdf, .svg, .pgf or .png")
+    parser.add_argument("source", metavar="KEY|FILE", help="key of a stored reading, or a file: .nc, .h5, exported")
+    parser.add_argument("target", metavar="OUT", help="figure to write: .pdf, .svg, .pgf, .png; of a plane also .vts")
     parser.add_argument("--store", help="folder of stored readings, or a run that holds one (default: the user's own)")
     _add_figure(parser)
 
@@ -227,12 +227,14 @@ def _export(chosen: argparse.Namespace) -> None:
     _draw(reading, chosen.target, chosen)
 
 
-def _check_figure(chosen: argparse.Namespace) -> None:
+def _check_figure(chosen: argparse.Namespace, probe: Probe[Any]) -> None:
     """Say before the work starts that its figure could not be drawn."""
-    from workbench.draw.carry import checked_suffix
+    from workbench.draw.carry import SURFACE, checked_suffix
+    from workbench.draw.heights import check_plane
     from workbench.draw.venues import venue
 
-    checked_suffix(Path(chosen.out))
+    if checked_suffix(Path(chosen.out)) == SURFACE:
+        check_plane(probe)
     venue(chosen.venue, chosen.column)
 
 

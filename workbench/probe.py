@@ -261,7 +261,7 @@ class Reading:
         height: float | None = None,
         dpi: int = 300,
     ) -> Path:
-        """Write the figure for a paper: PDF, SVG, PGF or PNG at the venue's true width, with the reading inside."""
+        """Write the figure for a paper: PDF, SVG, PGF, PNG at true width, the reading inside; a plane also as .vts."""
         write = resolve(VERBS["export"])
         return write(
             self, path, venue=venue, column=column, provenance=provenance, usetex=usetex, height=height, dpi=dpi

@@ -6,6 +6,7 @@
 | SVG | base64 of its zlib stream in ``<metadata>`` | JSON in ``<metadata>`` |
 | PNG | a private chunk ``wbNc`` (zlib) | an ``iTXt`` chunk ``workbench`` |
 | PGF | a sidecar ``<name>.reading.nc`` | a comment on the first line |
+| VTS | field data ``reading.nc`` | field data ``workbench`` |
 
 Readings over 5 MB go to the sidecar in every format; the facts then hold its name and SHA-256.
 """
@@ -25,10 +26,14 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, unescape
 
+from workbench.draw import vts
+
 LIMIT = 5_000_000
 """Bytes beyond which a reading is laid beside the figure instead of into it."""
 
 FORMATS = (".pdf", ".svg", ".png", ".pgf")
+SURFACE = ".vts"
+"""A surface in space for other programs, see :mod:`workbench.draw.heights`: the same cargo, but no figure."""
 _ATTACHED = "reading.nc"
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 
@@ -67,12 +72,13 @@ def checked_suffix(path: Path) -> str:
     """The lower-case suffix of a figure file.
 
     Raises:
-        ValueError: it is not a format that figures are written in.
+        ValueError: it is not a format that figures, or planes, are written in.
     """
     suffix = path.suffix.lower()
-    if suffix not in FORMATS:
+    if suffix not in (*FORMATS, SURFACE):
         raise ValueError(
-            f"A figure is written as {', '.join(FORMATS)}; got {path.name!r}. Choose one of these endings."
+            f"A figure is written as {', '.join(FORMATS)}, a plane also as {SURFACE}; got {path.name!r}. "
+            "Choose one of these endings."
         )
     return suffix
 
@@ -241,15 +247,26 @@ def _from_pgf(content: bytes) -> Cargo:
     return Cargo(_facts(first.removeprefix("%% workbench ")))
 
 
+def _into_vts(content: bytes, cargo: Cargo) -> bytes:
+    return vts.embed(content, _json(cargo.facts), cargo.reading)
+
+
+def _from_vts(content: bytes) -> Cargo:
+    facts, reading = vts.extract(content)
+    return Cargo(_facts(facts), reading)
+
+
 _EMBED: dict[str, Callable[[bytes, Cargo], bytes]] = {
     ".pdf": _into_pdf,
     ".svg": _into_svg,
     ".png": _into_png,
     ".pgf": _into_pgf,
+    SURFACE: _into_vts,
 }
 _EXTRACT: dict[str, Callable[[bytes], Cargo]] = {
     ".pdf": _from_pdf,
     ".svg": _from_svg,
     ".png": _from_png,
     ".pgf": _from_pgf,
+    SURFACE: _from_vts,
 }

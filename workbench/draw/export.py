@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from workbench.draw.anonymous import anonymous
-from workbench.draw.carry import FORMATS, Cargo, checked_suffix, load_up, unload
+from workbench.draw.carry import FORMATS, SURFACE, Cargo, checked_suffix, load_up, unload
 from workbench.draw.files import write_all
 from workbench.draw.fonts import choose
+from workbench.draw.heights import check_plane, to_vts
 from workbench.draw.paper import paper
 from workbench.draw.paper_style import styled
 from workbench.draw.pgf import to_pgf
@@ -37,6 +39,8 @@ def export(
 ) -> Path:
     """Write a reading's figure at a venue's true width; the suffix (.pdf, .svg, .pgf, .png) decides the format.
 
+    A plane's losses are also written as a surface in space for ParaView (.vts), where only ``provenance`` matters.
+
     Args:
         reading: what to draw; it travels inside the file, see :mod:`workbench.draw.carry`.
         path: the file to write; an older one is replaced at once or not at all.
@@ -51,7 +55,7 @@ def export(
         The path written.
 
     Raises:
-        ValueError: unknown suffix, venue, column or provenance.
+        ValueError: unknown suffix, venue, column or provenance; a .vts of what is no plane.
         RuntimeError: LaTeX was asked for and is missing.
         OSError: the file cannot be written, and is as it was.
     """
@@ -59,10 +63,15 @@ def export(
     suffix, where = checked_suffix(target), find_venue(venue, column)
     if provenance not in get_args(Provenance):
         raise ValueError(f"provenance must be 'full', 'anonymous' or 'none'; got {provenance!r}.")
+    if suffix == SURFACE:
+        check_plane(reading.probe)
     held = anonymous(reading) if provenance == "anonymous" else reading
-    picture = render(held.figure(), suffix, where, height=height, usetex=usetex, dpi=dpi)
-    cargo = Cargo() if provenance == "none" else _cargo(held, where, usetex)
-    write_all(load_up(target, picture, cargo))
+    if suffix == SURFACE:
+        content, style = to_vts(held), dict[str, str]()
+    else:
+        content = render(held.figure(), suffix, where, height=height, usetex=usetex, dpi=dpi)
+        style = {"venue": f"{where.name}, {where.column} column", "font": "by LaTeX" if usetex else choose(where).words}
+    write_all(load_up(target, content, Cargo() if provenance == "none" else _cargo(held, style)))
     return target
 
 
@@ -108,7 +117,7 @@ def _need_latex(suffix: str) -> None:
         )
 
 
-def _cargo(reading: Reading, where: Venue, usetex: bool) -> Cargo:
+def _cargo(reading: Reading, style: Mapping[str, str]) -> Cargo:
     from workbench import schema
 
     facts = {
@@ -116,8 +125,7 @@ def _cargo(reading: Reading, where: Venue, usetex: bool) -> Cargo:
         "probe": reading.probe.path,
         "settings": schema.to_json(reading.probe),
         "done": reading.done,
-        "venue": f"{where.name}, {where.column} column",
-        "font": "by LaTeX" if usetex else choose(where).words,
+        **style,
         **reading.provenance,
     }
     return Cargo(facts, reading.to_bytes(), reading.figure().title or reading.probe.name)
@@ -133,7 +141,7 @@ def load(source: str | Path) -> Reading:
         FileNotFoundError: there is no such file and no such key.
     """
     path = Path(source)
-    if path.suffix.lower() in FORMATS:
+    if path.suffix.lower() in (*FORMATS, SURFACE):
         _exists(path)
         return Reading.from_bytes(cast(bytes, unload(path).reading))
     if path.suffix.lower() in FROM_ELSEWHERE:
