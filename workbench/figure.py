@@ -14,6 +14,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from workbench.resolve import resolve
+
+SHOW = "workbench.draw.show:bundle_of"
+"""What draws a figure for a notebook, by name, so that this module imports nothing that draws."""
+
 Array = NDArray[np.float64]
 Role = Literal["main", "second", "third", "fourth", "reference", "uncertainty", "unconverged"]
 Scale = Literal["linear", "log", "symlog"]
@@ -260,6 +265,9 @@ class Figure:
     def __post_init__(self) -> None:
         if not self.panels:
             raise ValueError("A Figure needs at least one Panel.")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return resolve(SHOW)(self, self.title or self.note or f"a figure of {len(self.panels)} panels")
 
 
 def beside(figures: Mapping[str, Figure]) -> Figure:

@@ -29,9 +29,13 @@ def mimebundle(reading: Reading) -> dict[str, Any]:
 
     A figure whose Plotly form is too large is kept as PNG alone.
     """
-    figure = reading.figure()
+    return bundle_of(reading.figure(), _words(reading))
+
+
+def bundle_of(figure: Figure, words: str) -> dict[str, Any]:
+    """A figure in every such form, with ``words`` for pages of text alone."""
     picture = base64.b64encode(small_png(figure)).decode("ascii")
-    bundle: dict[str, Any] = {"text/plain": _words(reading), "image/png": picture}
+    bundle: dict[str, Any] = {"text/plain": words, "image/png": picture}
     plotly = screen(figure).to_json()
     if len(plotly) + len(picture) <= LIMIT:
         bundle[PLOTLY] = json.loads(plotly)
