@@ -90,7 +90,7 @@ def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[s
         (["probe", "{run}", "--probe", "Plane", "--out", "a.pdf", "--venue", "icml"], "no venue 'icml'.*icml2024"),
         (["probe", "{run}", "--probe", "Plane", "--out", "a.jpg"], "jpg"),
         (["probe", "{run}", "--probe", "Line", "--out", "a.vts"], "a surface of losses, as Plane measures it; Line"),
-        (["probe", "{run}", "--probe", "Line", "--second-opinion"], "asked about Line; .*HessianSpectrum, Plane"),
+        (["probe", "{run}", "--probe", "Bundle", "--second-opinion"], "about Bundle; .*HessianSpectrum, Line, Plane"),
         (["probe", "{run}/none", "--probe", "Plane"], "holds no record"),
         (["export", "ffff", "fig.pdf"], "no finished reading"),
         (["export", "none.nc", "fig.pdf"], "none.nc"),

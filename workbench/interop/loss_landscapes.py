@@ -1,4 +1,4 @@
-"""The loss-landscapes package (3.0) on a subject: its ``random_plane``, along given directions or its own.
+"""The loss-landscapes package (3.0) on a subject: its planes and lines, along given directions or its own.
 
 Its function moves the parameters in place and leaves them moved, with gradients switched off; here it gets copies.
 Its random numbers come from a generator of their own. Its arithmetic is left as it is.
@@ -45,6 +45,25 @@ def along(subject: Subject, first: Direction, second: Direction, steps: int, dea
     return _plane(subject, steps, None, deadline, float(steps), **replaced)
 
 
+def between(start: Subject, end: Direction, steps: int, deadline: float = math.inf) -> Array:
+    """Its losses (steps,) by ``linear_interpolation`` from a subject's parameters to others, as it returns them.
+
+    It steps before it evaluates: the first is one step from the start, the last at the end.
+
+    Args:
+        start: whose loss; its parameters are the start.
+        end: the parameters at the end.
+        steps: how many points.
+        deadline: points after this time (``time.monotonic``) are NaN.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}.")
+    copies, ends = _Copies(start), _Copies(start.at(end))
+    with torch.no_grad():
+        found = _package().linear_interpolation(_wrapped(copies), _wrapped(ends), copies.until(deadline), steps)
+    return np.asarray(found, dtype=np.float64)
+
+
 def alone(subject: Subject, steps: int, seed: int = 0, deadline: float = math.inf) -> Array:
     """Its surface (steps, steps) by itself: uniform directions, its filter normalisation, its default distance 1.
 
@@ -52,6 +71,26 @@ def alone(subject: Subject, steps: int, seed: int = 0, deadline: float = math.in
         TypeError: the subject has a parameter without dims, on which its normalisation fails.
         ValueError: all weights are zero.
     """
+    uniform = _uniform(subject, seed)
+    crossed = _rebound(_parameters().orthogonal_to, rand_u_like=uniform)
+    return _plane(subject, steps, "filter", deadline, None, rand_u_like=uniform, orthogonal_to=crossed)
+
+
+def alone_along(subject: Subject, steps: int, seed: int = 0, deadline: float = math.inf) -> Array:
+    """Its losses (steps,) by ``random_line`` by itself: a uniform direction, filter normalisation, its distance 0.1.
+
+    Raises:
+        TypeError: the subject has a parameter without dims, on which its normalisation fails.
+        ValueError: all weights are zero.
+    """
+    call = _rebound(_package().random_line, rand_u_like=_uniform(subject, seed))
+    copies = _Copies(subject)
+    with torch.no_grad():
+        return np.asarray(call(_wrapped(copies), copies.until(deadline), steps=steps), dtype=np.float64)
+
+
+def _uniform(subject: Subject, seed: int) -> Callable[[Any], Any]:
+    """Its random numbers from a generator of their own; refuses what its normalisation cannot do."""
     if any(p.ndim == 0 for p in subject.params.values()):
         raise TypeError("loss-landscapes cannot normalise parameters without dims; use along() with directions.")
     if not norm(subject.params) > 0:
@@ -62,8 +101,7 @@ def alone(subject: Subject, steps: int, seed: int = 0, deadline: float = math.in
         drawn = [torch.rand(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in like]
         return module.ModelParameters(drawn)
 
-    crossed = _rebound(module.orthogonal_to, rand_u_like=uniform)
-    return _plane(subject, steps, "filter", deadline, None, rand_u_like=uniform, orthogonal_to=crossed)
+    return uniform
 
 
 def put_right(surface: Array) -> Array:
@@ -84,17 +122,13 @@ def _plane(
 ) -> Array:
     """``length``: what the weights say is their length; None: the truth."""
     copies = _Copies(subject)
-    wrapper = importlib.import_module("loss_landscapes.model_interface.model_wrapper").SimpleModelWrapper(copies)
+    wrapper = _wrapped(copies)
     if length is not None:
         start = _said(wrapper.get_module_parameters(), length)
         wrapper.get_module_parameters = lambda: start
-
-    def loss(_: Any) -> float:
-        return math.nan if time.monotonic() > deadline else copies.loss()
-
     call = _rebound(_package().random_plane, **replaced)
     with torch.no_grad():
-        return np.asarray(call(wrapper, loss, 1, steps, normalization), dtype=np.float64)
+        return np.asarray(call(wrapper, copies.until(deadline), 1, steps, normalization), dtype=np.float64)
 
 
 class _Copies(nn.Module):
@@ -109,6 +143,15 @@ class _Copies(nn.Module):
         """The subject's loss where the copies are."""
         point = {name: p.detach() for name, p in zip(self.subject.params, self.copies, strict=True)}
         return float(self.subject.loss(point))
+
+    def until(self, deadline: float) -> Callable[[Any], float]:
+        """The same as a metric of the package; NaN when time is up."""
+        return lambda _: math.nan if time.monotonic() > deadline else self.loss()
+
+
+def _wrapped(copies: _Copies) -> Any:
+    _package()
+    return importlib.import_module("loss_landscapes.model_interface.model_wrapper").SimpleModelWrapper(copies)
 
 
 def _said(parameters: Any, length: float) -> Any:

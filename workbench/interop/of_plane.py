@@ -62,7 +62,7 @@ def compared(reading: Reading, subject: Subject, seconds: float = 60.0) -> xr.Da
     theirs = loss_landscapes.put_right(returned)
     grid = {name: (("u", "v"), a) for name, a in (("ours", ours), ("theirs", theirs), ("difference", theirs - ours))}
     return xr.Dataset({**grid, "returned": (("row", "column"), returned)}, {"u": axes[0], "v": axes[1]}).assign_attrs(
-        rounding=_rounding(subject, ours)
+        rounding=rounding(subject, ours)
     )
 
 
@@ -86,8 +86,8 @@ def _under(probe: Any, subject: Subject) -> Subject:
     return subject if probe.norm == "subject" else subject.under(probe.norm)
 
 
-def _rounding(subject: Subject, ours: Array) -> float:
-    """Its weights are the sum of as many in-place steps as it has points, each rounded."""
+def rounding(subject: Subject, ours: Array) -> float:
+    """What its losses may be off by: its weights sum as many in-place steps as it has points, each rounded."""
     finite = np.abs(ours[np.isfinite(ours)])
     return float(ours.size * torch.finfo(subject.dtype).eps * finite.max(initial=0.0))
 
@@ -101,7 +101,8 @@ def _alone(reading: Reading, subject: Subject, deadline: float) -> tuple[Array, 
         return np.full((1, 1), np.nan), str(problem)
 
 
-def _rms(values: Array) -> float:
+def rms(values: Array) -> float:
+    """The root of the mean square of the finite values; NaN where there are none."""
     finite = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(finite**2))) if finite.size else math.nan
 
@@ -110,7 +111,7 @@ def _placed(found: xr.Dataset) -> list[Row]:
     """Where both have a value: their mean, and how far they are apart. The same examples: no sampling error."""
     both = np.isfinite(found.difference.values)
     ours, theirs = (float(a.values[both].mean()) if both.any() else math.nan for a in (found.ours, found.theirs))
-    apart, bar = _rms(found.difference.values), float(found.attrs["rounding"])
+    apart, bar = rms(found.difference.values), float(found.attrs["rounding"])
     words = f"at the {int(both.sum())} points that both evaluate"
     return [
         Row("mean loss, rows put right", ours, 0.0, (Answer(loss_landscapes.NAME, theirs, words=words),), bar),
@@ -121,7 +122,7 @@ def _placed(found: xr.Dataset) -> list[Row]:
 def _returned(found: xr.Dataset) -> list[Row]:
     """Its array taken for what it seems to be: row i, column j at our u_i, v_j."""
     raw, bar = found.returned.values, float(found.attrs["rounding"])
-    apart, middle = _rms(raw - found.ours.values[:-1, :-1]), len(raw) // 2
+    apart, middle = rms(raw - found.ours.values[:-1, :-1]), len(raw) // 2
     here = float(found.ours.values[middle, middle])
     return [
         Row("RMS difference, as returned", 0.0, 0.0, (Answer(loss_landscapes.NAME, apart, words=SHIFT),), bar),

@@ -12,7 +12,11 @@ from workbench.probe import Probe, Reading
 from workbench.subject import Subject
 from workbench.words import with_error
 
-OFFERED = {"HessianSpectrum": "workbench.interop.of_spectrum", "Plane": "workbench.interop.of_plane"}
+OFFERED = {
+    "HessianSpectrum": "workbench.interop.of_spectrum",
+    "Line": "workbench.interop.of_line",
+    "Plane": "workbench.interop.of_plane",
+}
 """For each probe by name the module that asks others: ``why_not(probe) -> str`` (empty: it can), and
 ``ask(reading, subject, seconds) -> Opinion``. A probe gets a second opinion by one line here and one module."""
 

@@ -104,7 +104,7 @@ class Line(Probe[Subject]):
 
     def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
         """The model and its parabola, then the line from coarse to fine; a reading as soon as points are known."""
-        along, said = _direction(subject, draw, self.direction, self.normalization)
+        along, said = line_direction(subject, draw, self.direction, self.normalization)
         curve = _Curve(self, subject, along, said)
         yield curve.reading()
         for level in levels(self.points):
@@ -153,8 +153,12 @@ class Line(Probe[Subject]):
         return Cost(size + max(expected_bytes(subject), kept + working), self.points + 1, words)
 
 
-def _direction(subject: Subject, draw: Draw, kind: str, normalization: Normalization) -> tuple[Direction, str]:
-    """The direction and what has to be said about it."""
+def line_direction(subject: Subject, draw: Draw, kind: str, normalization: Normalization) -> tuple[Direction, str]:
+    """The direction of a line (see :class:`Line`), the same for the same draw, and what has to be said about it.
+
+    Raises:
+        ValueError: the gradient is wanted and is zero.
+    """
     if kind == "random":
         fixed = "" if normalization == "none" else "; biases and norm parameters do not move"
         words = {"none": "plain Gaussian"}.get(normalization, f"scaled to each {normalization}")
