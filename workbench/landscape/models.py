@@ -70,7 +70,9 @@ class ModelsPlane(Probe[Runs]):
         Choice({"recompute": "estimated anew from the examples", "batch": "of each micro-batch"}),
     ] = "recompute"
     scale: Annotated[
-        Literal["log", "linear", "symlog"], Doc("How loss is coloured; log needs positive losses."), Display()
+        Literal["log", "linear", "symlog"],
+        Doc("How loss is coloured; log becomes symlog where losses are not positive."),
+        Display(),
     ] = "log"
     view: Annotated[
         Literal["both", "contour", "surface"], Doc("Contour map, three-dimensional surface, or both."), Display()

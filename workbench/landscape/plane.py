@@ -147,7 +147,9 @@ class Plane(Probe[Subject]):
         Doc("Adaptive sampling evaluates at most so many points; a grid with no more is evaluated whole."),
     ] = 81
     scale: Annotated[
-        Literal["log", "linear", "symlog"], Doc("How loss is coloured; log needs positive losses."), Display()
+        Literal["log", "linear", "symlog"],
+        Doc("How loss is coloured; log becomes symlog where losses are not positive."),
+        Display(),
     ] = "log"
     view: Annotated[
         Literal["both", "contour", "surface"], Doc("Contour map, three-dimensional surface, or both."), Display()

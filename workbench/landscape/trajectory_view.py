@@ -91,7 +91,9 @@ class TrajectoryView(Probe[Trajectory]):
         ),
     ] = "recompute"
     scale: Annotated[
-        Literal["log", "linear", "symlog"], Doc("How loss is drawn; log needs positive losses."), Display()
+        Literal["log", "linear", "symlog"],
+        Doc("How loss is drawn; log becomes symlog where losses are not positive."),
+        Display(),
     ] = "log"
     view: Annotated[
         Literal["both", "contour", "surface"], Doc("Contour map, three-dimensional surface, or both."), Display()
