@@ -204,7 +204,9 @@ def test_what_is_no_plane_is_refused_before_anything_is_drawn(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_the_shell_writes_them_too_and_names_the_endings_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shell_writes_them_too_and_names_the_endings_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = measured().export(tmp_path / "f.pdf")
     assert main(["export", str(path), str(tmp_path / "f.vts")]) == 0
     assert load(tmp_path / "f.vts").data.identical(load(path).data)
