@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
 import torch
@@ -14,6 +15,10 @@ from workbench.data import Batch
 from workbench.subject import Subject
 
 Side = Literal["input", "output"]
+
+AUTOMATIC = 32
+"""At most so many layers are chosen by themselves."""
+_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,75 @@ def module_named(subject: Subject, name: str) -> nn.Module:
         return known[name]
     near = get_close_matches(name, known, n=5, cutoff=0.3) or [n for n in known if n][:8]
     raise ValueError(f"the model has no layer {name!r}; it has, among others: {', '.join(near)}.")
+
+
+def choose_layers(subject: Subject, wanted: str = "auto") -> tuple[Layer, ...]:
+    """Layers whose outputs to read, in the order in which they run: by name, by glob, or automatically.
+
+    Names and globs stand between commas (``"conv1, layer*.0, head"``). ``"auto"`` takes modules without children, or
+    whole blocks where those would be more than :data:`AUTOMATIC`, leaving out what repeats the features before it
+    (dropout in evaluation, identities). Cost: one forward pass of a few examples; hooks are removed, also on errors.
+
+    Raises:
+        ValueError: a name or glob that fits no layer, or a layer that gives no features of the examples.
+    """
+    ran = _features_of_all(subject)
+    if wanted.strip() in ("", "auto"):
+        return tuple(Layer(name) for name in _automatic(subject, ran))
+    chosen: dict[str, None] = {}
+    for pattern in filter(None, (word.strip() for word in wanted.split(","))):
+        chosen |= dict.fromkeys(_fitting(subject, ran, pattern))
+    if not chosen:
+        raise ValueError(f"layers={wanted!r} names none; write 'auto', or names and globs between commas.")
+    return tuple(Layer(name) for name in ran if name in chosen)
+
+
+def _features_of_all(subject: Subject) -> dict[str, Tensor]:
+    """What each module gave for a few examples, by name, in the order in which they finished."""
+    kept: dict[Layer, Tensor] = {}
+    batch = next(iter(subject.batches(_TRIED)))
+    every = tuple(Layer(name) for name, _ in subject.module.named_modules())
+    with subject.lock, torch.no_grad(), _hooked(subject, every, kept):
+        subject.batch_outputs(subject.params, batch)
+    return {layer.name: found for layer, found in kept.items() if _of_examples(found, batch.size)}
+
+
+def _of_examples(found: Tensor, examples: int) -> bool:
+    return found.is_floating_point() and found.ndim >= 2 and examples in found.shape[:2] and found.numel() > 0
+
+
+def _fitting(subject: Subject, ran: Mapping[str, Tensor], pattern: str) -> list[str]:
+    if not any(c in pattern for c in "*?["):
+        module_named(subject, pattern)
+        if pattern not in ran:
+            raise ValueError(f"layer {pattern!r} did not run, or gave no features of the examples; choose another.")
+        return [pattern]
+    found = [name for name in ran if name and fnmatchcase(name, pattern)]
+    if not found:
+        near = ", ".join([name for name in ran if name][:8])
+        raise ValueError(f"no layer fits {pattern!r}; those that ran are, among others: {near}.")
+    return found
+
+
+def _automatic(subject: Subject, ran: Mapping[str, Tensor]) -> list[str]:
+    """The deepest level of modules that gives few enough layers; the model itself where it has no parts."""
+    childless = {name for name, module in subject.module.named_modules() if not any(module.children())}
+    depths = {name: name.count(".") + 1 for name in ran if name}
+    found: list[str] = []
+    for level in range(max(depths.values(), default=0), 0, -1):
+        at = [n for n, depth in depths.items() if depth == level or (depth < level and n in childless)]
+        found = _without_repeats(ran, at)
+        if len(found) <= AUTOMATIC:
+            break
+    return found or [""]
+
+
+def _without_repeats(ran: Mapping[str, Tensor], names: list[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        if not found or not _same(ran[found[-1]], ran[name]):
+            found.append(name)
+    return found
 
 
 def find_classifier(subject: Subject, layer: str | None = None) -> Classifier:
