@@ -17,10 +17,12 @@ from torch import Tensor
 from workbench.numerics.basis import dot, norm
 from workbench.numerics.sampling import Draw
 from workbench.operators.curvature import Curvature
-from workbench.plan import Plan
+from workbench.plan import Plan, fitting
 from workbench.subject import Subject
 
 EXAMPLES = 16
+ROOM = 2**27
+"""Bytes for the graphs of a test; where all its examples would take more, they are taken fewer at a time."""
 REPEATABLE, SYMMETRIC, DERIVATIVE, SETTLED, USELESS = 1e-5, 1e-4, 1e-2, 1e-3, 1e-2
 """Largest relative disagreements of two equal products, of u·Av with v·Au, of differences with products, and of two
 successive differences that count as settled; and the asymmetry at which products are useless, rounding or not."""
@@ -71,10 +73,20 @@ def self_test(curvature: Curvature) -> SelfTest:
     return found[key]
 
 
+def at_once(subject: Subject) -> int:
+    """How many examples a test takes at once; losses and statistics that couple them have a rule of their own."""
+    return fitting(EXAMPLES, _bytes_each(subject), ROOM)
+
+
 def test_bytes(subject: Subject) -> int:
-    """What a self-test takes for a moment: 13 float64 vectors, some twenty times the saved tensors of 16 examples."""
+    """What a self-test takes for a moment: 13 float64 vectors, and the graphs of as many examples as fit together."""
+    return int(13 * 8 * subject.size + _bytes_each(subject) * at_once(subject))
+
+
+def _bytes_each(subject: Subject) -> float:
+    """A product's graph of one example in float64: some twenty times the tensors that a forward pass saves."""
     saved = subject.memory() / min(subject.plan.chunk or subject.examples, subject.examples)
-    return int(13 * 8 * subject.size + 20 * EXAMPLES * saved * 8 / subject.dtype.itemsize)
+    return 20 * saved * 8 / subject.dtype.itemsize
 
 
 def check_symmetry(asymmetry: float) -> str:
@@ -108,7 +120,7 @@ def _test(kind: type[Curvature], subject: Subject) -> SelfTest:
     small, why_not = _copy(subject)
     direction = Draw(0, "self-test", small.size, small.dtype, small.device)(0)
     direction = direction / norm(direction).to(direction.dtype)
-    fresh = kind(small.with_plan(Plan(retained=False)))  # a graph of its own for each product, freed at once
+    fresh = kind(small.with_plan(Plan(at_once(subject), retained=False)))  # graphs of its own for each product
     product = fresh.matvec(direction)
     repeatability = _gap(product, fresh.matvec(direction))
     _check_repeatable(repeatability, small.examples)

@@ -13,7 +13,7 @@ from workbench.operators.curvature import SHARE, TRIED, Curvature
 from workbench.operators.gauss_newton import OutputCurvature
 from workbench.operators.table import OperatorName, curvature
 from workbench.plan import Plan
-from workbench.selftest import EXAMPLES
+from workbench.selftest import at_once
 from workbench.spectra.opening import restricted
 from workbench.spectra.run import Aim
 from workbench.subject import Subject
@@ -74,7 +74,7 @@ def peak_bytes(found: Curvature, aim: Aim, vectors: float) -> int:
     chunks = -(-subject.examples // chunk) if keeps_graphs(subject, working) else 1
     kept += chunks * vector * (2 if isinstance(found, OutputCurvature) else 1)
     basis, others = basis_bytes(aim, subject), vectors * vector
-    share = working / WORKING / chunk * EXAMPLES * 8 / found.dtype.itemsize
+    share = working / WORKING / chunk * at_once(subject) * 8 / found.dtype.itemsize
     tests = TEST_VECTORS * 8 * found.size + TEST_GRAPHS * share
     if subject.device.type != "cpu":
         return int(kept + basis + max(others + working, 6 * vector + tests))
