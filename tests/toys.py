@@ -224,7 +224,7 @@ class World:
 
 
 def world(looks_at: str, folder: Path, planted: float | None = None) -> World:
-    """A world of the kind that a probe looks at; ``planted`` (nan) is put among the recorded scalars."""
+    """A world of the kind that a probe looks at; ``planted`` (nan) is put among weights or recorded scalars."""
     return {"subject": _subject_world, "pair": _pair_world, "trajectory": _path_world, "runs": _runs_world}[looks_at](
         folder, planted
     )
@@ -234,6 +234,9 @@ def _subject_world(folder: Path, planted: float | None) -> World:
     from workbench.subject import Subject
 
     model, data = net(), examples()
+    if planted is not None:
+        with torch.no_grad():
+            model.head.weight[0, 0] = planted
     return World(Subject(model, data, loss="cross_entropy", held_out=examples(1)), (model,), data)
 
 

@@ -118,7 +118,7 @@ def test_closed_forms() -> None:
 
 @pytest.fixture
 def calibration_error(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The function of torchmetrics, whose import looks for torchvision by its files, also where conftest.py hides one."""
+    """The function of torchmetrics, whose import looks for torchvision by its files, also where one is hidden."""
     cache = pytest.importorskip("lightning_utilities.core.imports").RequirementCache
     if sys.modules.get("torchvision", sys) is None:
         found = cache.__bool__

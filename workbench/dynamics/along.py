@@ -94,6 +94,7 @@ class Along(Probe[Trajectory]):
         seconds: float | None = None,
         on_reading: Callable[[Reading], None] | None = None,
         plan: Any = None,
+        before: Reading | None = None,
         *,
         model: Any = None,
         data: Any = None,
@@ -102,7 +103,7 @@ class Along(Probe[Trajectory]):
         """As ``Probe.run``; ``model``, ``data``, ``loss`` stand for what the record says (``trajectory.using``)."""
         given = model is not None or data is not None or loss is not None
         chosen = subject.using(model, data, loss) if given else subject
-        return super().run(chosen, seed, seconds, on_reading, plan)
+        return super().run(chosen, seed, seconds, on_reading, plan, before)
 
     def chosen(self, steps: tuple[int, ...]) -> tuple[int, ...]:
         """The steps that are read: every so many, and the last."""
