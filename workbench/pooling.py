@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,13 @@ def example_rows(subject: Subject, layers: tuple[Layer, ...], pool: Pool = "mean
             layer: pooled(found, caught.batch.size, pool, channels_first=first[layer], mask=mask)
             for layer, found in caught.features.items()
         }
+
+
+def widths(subject: Subject, layers: tuple[Layer, ...], pool: Pool = "mean") -> list[int]:
+    """The number of features of each layer; a forward pass of a few examples tells."""
+    few = subject.selected(range(min(8, subject.examples)))
+    found = next(example_rows(few, layers, pool))
+    return [found[layer].shape[1] for layer in layers]
 
 
 def pooled(
@@ -114,6 +122,61 @@ def in_blocks(parts: Iterator[Rows], size: int) -> Iterator[Rows]:
             held = {layer: rows[size:] for layer, rows in held.items()}
     if held and len(next(iter(held.values()))):
         yield held
+
+
+@dataclass(eq=False)
+class Ranges:
+    """The least and the greatest value of each feature of some layers: whether a layer is the same for all examples."""
+
+    low: list[Tensor] = field(default_factory=list[Tensor])
+    high: list[Tensor] = field(default_factory=list[Tensor])
+
+    def add(self, rows: list[Tensor]) -> None:
+        """Take in features (b, d) of each layer."""
+        low, high = [r.amin(0) for r in rows], [r.amax(0) for r in rows]
+        self.low = [torch.minimum(a, b) for a, b in zip(self.low or low, low, strict=True)]
+        self.high = [torch.maximum(a, b) for a, b in zip(self.high or high, high, strict=True)]
+
+    @property
+    def constant(self) -> list[bool]:
+        """Which layers gave all examples the same features."""
+        return [bool((a == b).all()) for a, b in zip(self.low, self.high, strict=True)]
+
+
+@dataclass(eq=False)
+class Kept:
+    """Features (n, d) of each of some layers for all examples, in the subject's precision, filled as they come."""
+
+    layers: tuple[Layer, ...]
+    rows: list[Tensor]
+    ranges: Ranges = field(default_factory=Ranges)
+    seen: int = 0
+
+    @classmethod
+    def empty(cls, subject: Subject, layers: tuple[Layer, ...], sizes: list[int]) -> Kept:
+        """Room for all examples."""
+        n = subject.examples
+        return cls(layers, [torch.empty(n, d, dtype=subject.dtype, device=subject.device) for d in sizes])
+
+    def add(self, part: Rows) -> None:
+        """Take in a batch."""
+        new = [part[layer] for layer in self.layers]
+        for rows, found in zip(self.rows, new, strict=True):
+            rows[self.seen : self.seen + len(found)] = found
+        self.ranges.add(new)
+        self.seen += len(new[0])
+
+    @property
+    def constant(self) -> list[bool]:
+        """Which layers gave all examples the same features."""
+        return self.ranges.constant
+
+    def ordered(self, order: Tensor | None) -> list[Tensor]:
+        """The features in another order of the examples."""
+        if order is not None:
+            for i, rows in enumerate(self.rows):
+                self.rows[i] = rows[order.to(rows.device)]
+        return self.rows
 
 
 def common_order(pair: Pair) -> Tensor | None:

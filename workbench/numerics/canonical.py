@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,8 +86,8 @@ def _compare(one: _Ready, two: _Ready, measure: Measure) -> float:
 
 def compare(
     first: Sequence[Reduced], second: Sequence[Reduced], measure: Measure, groups: int = GROUPS
-) -> Generator[tuple[float, Estimate], None, Estimate]:
-    """Each layer of one model with each of another on the same n examples; yields the share done and what is known.
+) -> Iterator[tuple[float, Estimate]]:
+    """All pairs of layers of two models on the same n examples: the share done, and what is known.
 
     ``svcca``: the mean of the canonical correlations ρ of features on their leading directions, min(k_x, k_y) of them.
     ``pwcca``: their mean weighted by α_i = Σ_j |⟨h_i, x_j⟩|, with the first's canonical variates h_i and neurons x_j:
@@ -109,4 +109,3 @@ def compare(
             found[g, i] = [_compare(a, b, measure) for b in two]
             known = found[1:] if g == groups and i + 1 == len(one) else found[:0]
             yield (g + (i + 1) / len(one)) / (groups + 1), Estimate(found[0].copy(), known)
-    return Estimate(found[0], found[1:])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,15 @@ class Estimate:
     def error(self) -> Floats:
         """Standard error of each, (p, q)."""
         return jackknife_error(self.replicates)
+
+    def mean(self, pairs: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+        """The mean over these pairs of layers, those that are known, with its standard error; nan without any."""
+        i, j = np.array(pairs, dtype=int).reshape(-1, 2).T
+        known = np.isfinite(self.value[i, j])
+        if not known.any():
+            return math.nan, math.nan
+        again = self.replicates[:, i[known], j[known]].mean(1)
+        return float(self.value[i[known], j[known]].mean()), float(jackknife_error(again))
 
 
 def jackknife_error(replicates: Floats) -> Floats:
@@ -99,7 +109,7 @@ class Kernel:
         squares = (every**2).sum(1)
         distances = (squares[:, None] + squares - 2 * every @ every.T).fill_diagonal_(0.0).clamp_min(0)
         median = float(torch.quantile(distances, 0.5))
-        return 1 / (2 * bandwidth**2 * median) if median else float("nan")
+        return 1 / (2 * bandwidth**2 * median) if median else math.nan
 
 
 def centre(rows: Tensor) -> Tensor:
@@ -116,8 +126,8 @@ def centred(rows: Tensor, mean: Tensor) -> Tensor:
 
 def cka(
     first: Sequence[Kernel], second: Sequence[Kernel], *, debiased: bool = True
-) -> Generator[float, None, Estimate]:
-    """CKA of every layer of one model with every layer of another on the same n examples; yields the share done.
+) -> Iterator[tuple[float, Estimate | None]]:
+    """CKA of all pairs of layers of two models on the same n examples: the share done, and at last the estimate.
 
     HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)). Debiased: the U-statistic HSIC_1 of Song et al. 2012, which can be negative;
     else the biased tr(KHLH) with H = 1 - 11ᵀ/n. nan for constant features, and debiased below :data:`FEWEST` examples.
@@ -141,12 +151,13 @@ def cka(
             across = torch.einsum("itn,in->ti", tile, side.sums)
             sums, diagonals = side.sums[:, at].T, side.diagonals[:, at].T
             own.add(torch.einsum("itn,itn->ti", tile, tile), across, across, (sums, sums), (diagonals, diagonals))
-        yield at.stop / n
+        if at.stop < n:
+            yield at.stop / n, None
     a, b = one.totals, two.totals
     top, left, right = cross.all(a[:, None], b), own_one.all(a, a), own_two.all(b, b)
     c, d = one.less, two.less
     tops, lefts, rights = cross.less(c[:, :, None], d[:, None]), own_one.less(c, c), own_two.less(d, d)
-    return Estimate(_cosine(top, left, right), _cosine(tops, lefts, rights))
+    yield 1.0, Estimate(_cosine(top, left, right), _cosine(tops, lefts, rights))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +230,7 @@ class _Sums:
 def _weights(n: int, debiased: bool) -> tuple[float, float]:
     if not debiased:
         return -2 / n, 1 / n**2
-    return (-2 / (n - 2), 1 / ((n - 1) * (n - 2))) if n > 3 else (float("nan"),) * 2
+    return (-2 / (n - 2), 1 / ((n - 1) * (n - 2))) if n > 3 else (math.nan, math.nan)
 
 
 def _cosine(cross: Tensor, left: Tensor, right: Tensor) -> Floats:

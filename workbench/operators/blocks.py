@@ -6,6 +6,7 @@ projections are stored apart or in one tensor. Blocks are what repeats: the item
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,18 +107,18 @@ def groups(subject: Subject, level: Level = "layer") -> list[Group]:
     modules.
     """
     found: dict[str, Group] = {}
-    for name, words, part in _pieces(subject):
+    for name, words, part in pieces(subject.module, subject.params):
         group = found.get(name, Group(name, words, ()))
         found[name] = replace(group, parts=(*group.parts, part))
     layers = list(found.values())
     return layers if level == "layer" else _blocks(subject, layers)
 
 
-def _pieces(subject: Subject) -> Iterator[tuple[str, str, Part]]:
-    """(name of the group, words, part) for every parameter or part of one."""
-    modules = dict(subject.module.named_modules())
-    tied = _ties(subject.module)
-    for name, tensor in subject.params.items():
+def pieces(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Part]]:
+    """(name of the group, words, part) for each of a module's ``tensors``, by their names in it, or part of one."""
+    modules = dict(module.named_modules())
+    tied = _ties(module)
+    for name, tensor in tensors.items():
         path, attribute = _place(name)
         holder, part = modules[path], Part(name, tuple(tensor.shape))
         also = f", tied with {' and '.join(tied[name])}" if name in tied else ""
@@ -129,6 +130,11 @@ def _pieces(subject: Subject) -> Iterator[tuple[str, str, Part]]:
             yield path or "model", _WORDS.get(type(holder).__name__, type(holder).__name__) + also, part
         else:
             yield name, f"parameter of {type(holder).__name__}{also}", part
+
+
+def named(name: str, word: str) -> bool:
+    """Whether a layer has this name, lies under it, or matches it as a glob."""
+    return name == word or name.startswith(f"{word}.") or fnmatch.fnmatchcase(name, word)
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import xarray as xr
 
 from workbench.figure import Figure
 from workbench.numerics.sampling import Draw
-from workbench.operators.blocks import Block, Group, Level, coverage, groups, together, unused
+from workbench.operators.blocks import Block, Group, Level, coverage, groups, named, together, unused
 from workbench.operators.table import WORDS, OperatorName, curvature
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
@@ -151,7 +150,7 @@ class LayerSpectra(Probe[Subject]):
         """
         found = groups(subject, self.level)
         wanted = [word.strip() for word in self.layers.split(",") if word.strip()]
-        kept = [g for g in found if not wanted or any(_named(g.name, word) for word in wanted)]
+        kept = [g for g in found if not wanted or any(named(g.name, word) for word in wanted)]
         if not kept:
             raise ValueError(
                 f"layers={self.layers!r} names none of the {len(found)} groups at the level {self.level!r}: "
@@ -197,11 +196,6 @@ class LayerSpectra(Probe[Subject]):
         products = sum(map(aim.products, sizes)) + (aim.products(all_of) + 10 if self.whole else 0)
         words = f"Lanczos bases of {len(sizes)} layers with {all_of} parameters, and the gradient's graph"
         return Cost(kept + max(bases + 5 * vector + working, 6 * vector + test_bytes(subject)), products, words)
-
-
-def _named(name: str, word: str) -> bool:
-    """Whether a layer has this name, lies under it, or matches it as a glob."""
-    return name == word or name.startswith(f"{word}.") or fnmatch.fnmatchcase(name, word)
 
 
 @dataclass
