@@ -63,11 +63,14 @@ slow: install system  ## the tests that take minutes or want a GPU
 demo: install  ## train, probe and write a report folder, without a browser
 	$(BIN)/workbench demo $(ARGS)
 
-bench: install  ## what a user waits for, and spectra against exact values and peers (results in benchmarks/results)
+bench: install  ## what a user waits for; spectra and landscapes against exact values and peers (results in benchmarks/results)
 	$(BIN)/python benchmarks/responsiveness.py
 	$(BIN)/python benchmarks/spectrum.py
 	$(THREADS) $(BIN)/python benchmarks/crosscheck.py
 	$(THREADS) $(BIN)/python benchmarks/coverage.py
+	$(THREADS) $(BIN)/python benchmarks/curvature.py
+	$(THREADS) $(BIN)/python benchmarks/landscape.py
+	$(THREADS) $(BIN)/python benchmarks/adaptive.py
 
 pages: install  ## write docs/measures/ anew after a probe's words, settings or variables changed
 	$(BIN)/python -m workbench.catalog docs/measures

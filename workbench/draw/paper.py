@@ -21,6 +21,8 @@ from workbench.figure import Bars, Contour, Figure, Heat, Panel, Rule, Surface
 
 _NARROW = 2.4
 """Inches below which a three-dimensional panel gets smaller words."""
+_LEAST, _WITH_BAR = 1.5, 2.0
+"""Inches of a column of panels, and of one with a colour bar beside a panel."""
 _TALL = 2.0
 """Inches that a row of a figure with several rows gets at most, so that a wide figure still leaves room for words."""
 
@@ -37,9 +39,9 @@ def paper(figure: Figure, where: Venue | None = None, height: float | None = Non
     from matplotlib.figure import Figure as Canvas
 
     where = where or venue()
-    rows, columns = grid(figure, where.width)
+    rows, columns = grid(figure, where.width, _WITH_BAR if any(map(_barred, figure.panels)) else _LEAST)
     size = (where.width, height or _height(figure, where, rows, columns))
-    page = Canvas(figsize=size, layout="constrained")
+    page = Canvas(figsize=size, layout="compressed" if any(map(_barred, figure.panels)) else "constrained")
     engine: Any = page.get_layout_engine()
     engine.set(w_pad=0.03, h_pad=0.035, wspace=0.04, hspace=0.05)
     ratios = list(figure.widths) if len(figure.widths) == columns else None
@@ -56,11 +58,30 @@ def _height(figure: Figure, where: Venue, rows: int, columns: int) -> float:
     row = max(_ratio(p, where, where.width / columns) for p in figure.panels) * where.width / columns
     if rows > 1 and not any(p.square or p.solid for p in figure.panels):
         row = min(row, _TALL)
-    line = where.size / 72
-    extra = 1.6 * line * bool(figure.title) + 1.3 * line * bool(figure.note)
+    line, small, width = where.size / 72, where.small / 72, where.width / columns
+    extra = 1.6 * line * bool(figure.title) + 1.4 * small * _lines(_note(figure, where))
     titles = 1.4 * line * any(p.title for p in figure.panels) * rows
-    legends = rows * max(_legend_lines(p, where.width / columns) for p in figure.panels) * 1.25 * where.small / 72
-    return rows * row + extra + titles + legends
+    legends = rows * max(_legend_lines(p, width) for p in figure.panels) * 1.45 * small
+    below = rows * max(_lines(_below(p, where, width)) - 1 for p in figure.panels) * 1.2 * line
+    return rows * row + extra + titles + legends + below
+
+
+def _barred(panel: Panel) -> bool:
+    return not panel.solid and any(isinstance(m, Heat | Contour) for m in panel.marks)
+
+
+def _lines(text: str) -> int:
+    return text.count("\n") + 1 if text else 0
+
+
+def _note(figure: Figure, where: Venue) -> str:
+    """The small print in as many lines as it needs."""
+    return folded(figure.note, 0.97 * where.width, where.small)
+
+
+def _below(panel: Panel, where: Venue, width: float) -> str:
+    """The words below a panel, in as many lines as they get."""
+    return "" if panel.solid else folded(sheet(panel).x.words(", "), 0.75 * width, where.size)
 
 
 def _legend_lines(panel: Panel, width: float) -> int:
@@ -73,8 +94,7 @@ def _legend_lines(panel: Panel, width: float) -> int:
 
 def _above(panel: Panel, labels: int, width: float) -> bool:
     """Whether a legend stands above its panel: where it would hide a field, or most of a narrow panel."""
-    field = any(isinstance(m, Heat | Contour) for m in panel.marks)
-    return labels > 0 and (field or labels > 1.6 * width)
+    return labels > 0 and (_barred(panel) or labels > 1.6 * width)
 
 
 def _legend_columns(width: float) -> int:
@@ -93,7 +113,7 @@ def _around(figure: Figure, page: Any, where: Venue) -> None:
     if figure.title:
         page.suptitle(plain(figure.title), fontsize=where.size)
     if figure.note:
-        page.supxlabel(plain(figure.note), fontsize=where.small, color=GREY, x=0.995, ha="right")
+        page.supxlabel(_note(figure, where), fontsize=where.small, color=GREY, x=0.995, ha="right")
 
 
 def _kind(panel: Panel) -> dict[str, str]:
