@@ -1,4 +1,4 @@
-"""A custom autograd Function with a detached context: symmetric, repeatable, and not the derivative of the loss."""
+"""Custom autograd Functions whose backward knows too little: symmetric, repeatable, not the derivative of the loss."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 import torch
 from pitfalls.exact import X, Y, built, double
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from workbench.operators.hessian import Hessian
+from workbench.probes.spectrum import HessianSpectrum
 from workbench.selftest import NotAHessian, check_symmetry, self_test
 from workbench.subject import Subject
 
@@ -26,6 +28,20 @@ class Detached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return grads[0] * ctx.slope
+
+
+class Once(torch.autograd.Function):
+    """sin, whose backward says that it has no derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * ctx.saved_tensors[0].cos()
 
 
 class Saved(torch.autograd.Function):
@@ -90,3 +106,12 @@ def test_the_detached_hessian_is_wrong_though_symmetric() -> None:
     sound, wrong = (hessian(f).dense() for f in (Saved.apply, Detached.apply))
     assert torch.allclose(wrong, wrong.T, atol=1e-12)
     assert float((wrong - sound).norm() / sound.norm()) > 0.01
+
+
+def test_a_function_that_is_differentiable_once_is_refused_in_words() -> None:
+    """Not a matrix in which its part is silently zero."""
+    probe = HessianSpectrum(top=2, trace=False, density=False)
+    sound, wrong = (hessian(f).subject for f in (Saved.apply, Once.apply))
+    assert probe.run(sound).converged
+    with pytest.raises((RuntimeError, NotAHessian), match=r"once_differentiable|derivative"):
+        probe.run(wrong)
