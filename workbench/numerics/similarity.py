@@ -118,10 +118,14 @@ def centre(rows: Tensor) -> Tensor:
 
 
 def centred(rows: Tensor, mean: Tensor) -> Tensor:
-    """Features less their mean in float64, (n, d); exactly 0 where only rounding is left of all of them."""
+    """Features less their mean in float64, (n, d); exactly 0 where only rounding is left of all of them.
+
+    What is not finite stays nan: its distance from the mean is then nan, which no comparison calls rounding.
+    """
     found = rows.double() - mean
     rounding = 16 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows, dtype=torch.float64)
-    return found * (torch.linalg.vector_norm(found) > rounding) if bool(found.isfinite().all()) else found
+    alike = (torch.linalg.vector_norm(found) <= rounding) & rounding.isfinite()
+    return found.masked_fill(alike, 0.0)
 
 
 def cka(
