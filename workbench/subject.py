@@ -213,13 +213,16 @@ class Subject(LossFunction):
         held_out = self.held_out and self.held_out._with(_shell=shell)
         return self._with(_shell=shell, held_out=held_out, optimizer=optimizer)
 
-    def at(self, params: Params) -> Subject:
+    def at(self, params: Params, note: str = "") -> Subject:
         """The same function standing at other weights (those not named: as they are now), on copies of its own.
+
+        ``note`` says where that is, in the notes of readings.
 
         Raises:
             KeyError: a name that is neither a parameter nor a buffer.
         """
-        return self._with(_shell=self._shell.snapshot(params), held_out=None, optimizer=None)
+        stated = (*self._stated, note) if note else self._stated
+        return self._with(_shell=self._shell.snapshot(params), held_out=None, optimizer=None, _stated=stated)
 
     def under(self, norm: Norm) -> Subject:
         """The same model under another policy for BatchNorm's statistics: "eval", "batch" or "recompute"."""

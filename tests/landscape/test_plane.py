@@ -249,3 +249,44 @@ def test_a_reward_alone_is_an_objective():
     reading = Plane(points=3).run(subject)
     assert float(reading.data.loss_here) == approx(10 - reward(net))
     assert np.ptp(reading.data.loss.values) > 0
+
+
+def normed() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)).double()
+    return net, (torch.randn(24, 5, dtype=torch.float64) + 1, torch.randint(0, 3, (24,)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"directions": "hessian", "reach": "auto", "centre_u": 0.3},
+        {"directions": "gradient", "second": "ggn", "normalization": "none"},
+        {"one_dim": "copy", "normalization": "layer", "norm": "recompute", "sampling": "adaptive", "most": 9},
+    ],
+    ids=str,
+)
+def test_the_model_at_a_point_has_the_loss_of_the_plane_there(settings):
+    net, data = normed()
+    before = copy.deepcopy(net.state_dict())
+    subject = Subject(net, data, batch_size=24)
+    plane = Plane(points=5, extent=0.4, **settings)
+    reading = plane.run(subject, seed=3)
+    u, v = reading.data.u.values, reading.data.v.values
+    seen = np.argwhere(reading.data.evaluated.values)
+    for i, j in seen[[0, len(seen) // 2, -1]]:
+        there = plane.subject_at(subject, u[i], v[j], seed=reading.provenance["seed"])
+        assert there.loss() == approx(float(reading.data.loss[i, j]), rel=1e-9)
+        assert there.loss() == approx(plane.bearings.subject_at(subject, u[i], v[j], seed=3).loss(), rel=1e-12), (
+            "what part of the plane is drawn must not matter"
+        )
+        assert any(f"u = {u[i]:.6g}" in note for note in there.notes)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert plane.subject_at(subject, u[0], v[0], seed=4).loss() != float(reading.data.loss[0, 0]), "the seed decides"
+
+
+def test_a_point_without_coordinates_is_refused():
+    net, data = net_and_data()
+    with pytest.raises(ValueError, match="two finite coordinates; got u = nan"):
+        Plane().subject_at(Subject(net, data), float("nan"), 0.0)

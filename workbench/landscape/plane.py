@@ -14,8 +14,9 @@ import xarray as xr
 from workbench.figure import Figure
 from workbench.fingerprint import digest
 from workbench.landscape.axes import PlaneAxes, Span, plane_axes
+from workbench.landscape.directions import mover
 from workbench.landscape.filling import PREDICTED, VARIABLES, Filling, half_widths
-from workbench.landscape.kinds import WORDS, Kind, adam_direction, axis_words, kinds
+from workbench.landscape.kinds import WORDS, Kind, adam_direction, axis_words, chosen, kinds
 from workbench.landscape.picture import (
     agreement_words,
     field_of,
@@ -274,6 +275,38 @@ class Plane(Probe[Subject]):
             factor = max(factor, (high - low) / 2 / half)
             moved[setting] = float(getattr(self, setting) + (low + high) / 2 - (ticks[0] + ticks[-1]) / 2)
         return dataclasses.replace(self, extent=float(self.extent * factor), **moved)
+
+    def subject_at(self, subject: Subject, u: float, v: float, seed: int = 0) -> Subject:
+        """The model at the point (``u``, ``v``) of the plane through ``subject``, for other probes to look at.
+
+        The directions are made again from these settings and ``seed``, so that its loss is what a reading with that
+        seed has there, to rounding. Only what decides the directions matters, not which part of the plane is drawn.
+        It stands under the plane's BatchNorm policy, on weights of its own.
+
+        Args:
+            subject: the model in the middle, that the reading was made on.
+            u: coordinate along the first direction, in its lengths.
+            v: coordinate along the second.
+            seed: the reading's, ``reading.provenance["seed"]``.
+
+        Cost: two vectors and a copy of the weights; for eigenvectors about 30 curvature products more.
+
+        Raises:
+            ValueError: a coordinate is not finite, or the directions cannot be made of this subject.
+        """
+        if not (math.isfinite(u) and math.isfinite(v)):
+            raise ValueError(f"a point of the plane has two finite coordinates; got u = {u:g}, v = {v:g}.")
+        under = subject if self.norm == "subject" else subject.under(self.norm)
+        draw = Draw(seed, self.name, under.size, under.dtype, under.device)
+        first, second = chosen(under, draw, self._kinds, self.normalization, self.one_dim)
+        moved = mover(under, first.direction, second.direction)(u, v)
+        return under.at(moved, note=f"at u = {u:.6g}, v = {v:.6g} of a plane through the model (seed {seed})")
+
+    @property
+    def bearings(self) -> Plane:
+        """The settings that decide where a point (u, v) lies, the others as they are by default."""
+        plain, kept = Plane(), ("directions", "normalization", "second", "one_dim", "norm")
+        return dataclasses.replace(plain, **{name: getattr(self, name) for name in kept})
 
     def estimate(self, subject: Subject) -> Cost:
         """Two directions, a moved copy, the graph of a chunk's gradient, and for eigenvectors a Lanczos basis."""
