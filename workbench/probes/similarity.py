@@ -64,14 +64,15 @@ class Similarity(Probe[Pair]):
     When it misleads: the biased estimate of unrelated features is near p/(p + n): high for wide layers. Canonical
     correlations need 10 examples for each direction; with fewer examples than features all are 1. A few examples of
     large norm, or one dominant direction, can carry CKA alone. Averaging tokens or places first is another question
-    than comparing them one by one. Mini-batches are taken in stored order: sorted data make them unlike the whole.
-    CKA can be high where behaviour differs, and low after changes that keep it (Davari et al. 2023).
+    than comparing them one by one. Mini-batches are taken in stored order, with a Gaussian as wide as the first asks:
+    sorted data make them unlike the whole. CKA can be high where behaviour differs, and low after changes that keep it
+    (Davari et al. 2023).
 
     Errors: standard errors over examples, by the jackknife: each example (or mini-batch) left out for CKA, each tenth
-    of the examples for the others. nan for layers with constant features.
+    of the examples for the others, which says up to a third too much where correlations are near 0. nan for layers
+    with constant features, and for a single mini-batch or fewer than 20 examples.
 
-    Source: Kornblith, Norouzi, Lee, Hinton 2019; Nguyen, Raghu, Kornblith 2021; Song et al. 2012; Raghu et al. 2017;
-    Morcos, Raghu, Bengio 2018; Ding, Denain, Steinhardt 2021.
+    Source: Kornblith et al. 2019; Nguyen et al. 2021; Song 2012; Raghu et al. 2017; Morcos et al. 2018; Ding 2021.
     """
 
     measure: Annotated[
