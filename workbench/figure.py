@@ -169,19 +169,27 @@ class Stems(_Along):
 
 @dataclass(frozen=True, eq=False)
 class _Field(Mark):
-    """Values on a rectangle: ``z[j, i]`` belongs to ``(x[i], y[j])``, as images are stored; NaN is not known."""
+    """Values on a rectangle: ``z[j, i]`` belongs to ``(x[i], y[j])``, as images are stored; NaN is not known.
+
+    On screen the pointer also tells ``error``, an uncertainty of each value, and names x and y by ``coordinates``
+    instead of their axes' words.
+    """
 
     x: ArrayLike
     y: ArrayLike
     z: ArrayLike
     label: str = ""
+    error: ArrayLike | None = None
+    coordinates: tuple[str, str] | None = None
 
-    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "z")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "z", "error")
 
     def check(self) -> None:
         wanted = (np.size(self.y), np.size(self.x))
-        if np.shape(self.z) != wanted:
-            raise ValueError(f"{type(self).__name__}.z must be (y, x) = {wanted}; got {np.shape(self.z)}.")
+        for name in ("z", "error"):
+            found = getattr(self, name)
+            if found is not None and np.shape(found) != wanted:
+                raise ValueError(f"{type(self).__name__}.{name} must be (y, x) = {wanted}; got {np.shape(found)}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +205,7 @@ class Contour(_Field):
 
     levels: ArrayLike | None = None
 
-    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "z", "levels")
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "z", "error", "levels")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,8 @@ import torch
 from pytest import approx
 from torch import nn
 
+from workbench.draw.screen import describe
+from workbench.draw.sheet import sheet
 from workbench.figure import Contour, Surface
 from workbench.landscape.axes import plane_axes
 from workbench.landscape.plane import Plane
@@ -290,3 +292,24 @@ def test_a_point_without_coordinates_is_refused():
     net, data = net_and_data()
     with pytest.raises(ValueError, match="two finite coordinates; got u = nan"):
         Plane().subject_at(Subject(net, data), float("nan"), 0.0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"most": 40}, {"scale": "linear"}], ids=str)
+def test_map_and_surface_share_range_and_colours_and_tell_the_error(settings):
+    net, data = net_and_data()
+    reading = Plane(points=9, **settings).run(Subject(net, data))
+    figure = reading.figure()
+    traces, layout = describe(figure)
+    flat, solid = (next(t for t in traces if t["type"] == kind) for kind in ("contour", "surface"))
+    levels = sheet(figure.panels[0]).levels
+    half = flat["contours"]["size"] / 2  # Plotly's first colour lies half a step before the first line
+    ends = np.array([flat["contours"]["start"] - half, flat["contours"]["end"] + half])
+    assert [solid["cmin"], solid["cmax"]] == approx(np.interp(ends, np.arange(levels.size), levels).tolist())
+    assert layout["scene2"]["zaxis"]["range"] == approx(levels[[0, -1]].tolist())
+    assert flat["colorscale"] == solid["colorscale"]
+    assert [t["showscale"] for t in (flat, solid)] == [True, False]
+    error = reading.data.surface_error if "most" in settings else reading.data.loss_error
+    for trace in (flat, solid):
+        assert trace["hovertemplate"].startswith("u: %{x")
+        assert "<br>v: %{y" in trace["hovertemplate"]
+        assert trace["hovertext"] == approx(error.values.T, rel=1e-6)

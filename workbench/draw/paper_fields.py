@@ -61,7 +61,7 @@ def _(mark: Surface, stage: Stage) -> Any:
     page, axes = stage.sheet, stage.axes
     x, y = np.meshgrid(page.x.forward(mark.x), page.y.forward(mark.y))
     z = page.height.forward(mark.z)
-    paint = {"norm": Normalize(*page.height.span), "cmap": colour_map(page.diverging)}
+    paint = {"norm": Normalize(*page.colour_ends), "cmap": colour_map(page.diverging)}
     rough = {"rcount": min(z.shape[0], _ROUGHEST), "ccount": min(z.shape[1], _ROUGHEST)}
     light = LightSource(azdeg=315, altdeg=60)
     mesh = axes.plot_surface(x, y, np.ma.masked_invalid(z), lightsource=light, **paint, **rough)

@@ -38,7 +38,7 @@ def _(mark: Heat, stage: Stage) -> list[Trace]:
 @field_traces.register
 def _(mark: Contour, stage: Stage) -> list[Trace]:
     if min(np.shape(mark.z)) < 2:
-        return field_traces(Heat(mark.x, mark.y, mark.z, mark.label), stage)
+        return field_traces(Heat(mark.x, mark.y, mark.z, mark.label, mark.error, mark.coordinates), stage)
     page = stage.sheet
     low, high = page.inner_cuts
     cuts = {"start": low, "end": high, "size": 1, "coloring": "fill", "showlines": True}
@@ -53,7 +53,7 @@ def _(mark: Contour, stage: Stage) -> list[Trace]:
 @field_traces.register
 def _(mark: Surface, stage: Stage) -> list[Trace]:
     page = stage.sheet
-    low, high = page.height.span
+    low, high = page.colour_ends
     light = {"ambient": 0.85, "diffuse": 0.4, "specular": 0.08, "roughness": 0.9}
     body = {
         "type": "surface",
@@ -75,11 +75,20 @@ def _coloured(mark: _Field, stage: Stage) -> Trace:
     found: Trace = {"colorscale": [[i / (len(anchors) - 1), c] for i, c in enumerate(anchors)]}
     shown = mark is page.field and not stage.solid
     found |= {"showscale": True, "colorbar": _bar(stage)} if shown else {"showscale": False}
-    across, along, name = plain(page.panel.x.label), plain(page.panel.y.label), _name(stage)
-    words = f"{across}: %{{x:.4~g}}<br>{along}: %{{y:.4~g}}<br>{name}: "
-    if page.height.scale == "linear" and not isinstance(mark, Contour):
-        return found | {"hovertemplate": f"{words}%{{z:.4~g}}{END}"}
-    return found | {"customdata": f32(mark.z), "hovertemplate": f"{words}%{{customdata:.4~g}}{END}"}
+    return found | _told(mark, stage)
+
+
+def _told(mark: _Field, stage: Stage) -> Trace:
+    """The words under the pointer: coordinates, value and its error. Hover text is numbers: it travels as binary."""
+    panel = stage.sheet.panel
+    across, along = mark.coordinates or (panel.x.label, panel.y.label)
+    found, value = {"customdata": f32(mark.z)}, "customdata"
+    if stage.sheet.height.scale == "linear" and not isinstance(mark, Contour):
+        found, value = dict[str, Any](), "z"
+    words = f"{plain(across)}: %{{x:.4~g}}<br>{plain(along)}: %{{y:.4~g}}<br>{_name(stage)}: %{{{value}:.4~g}}"
+    if mark.error is not None:
+        found, words = found | {"hovertext": f32(mark.error)}, words + " \N{PLUS-MINUS SIGN} %{hovertext:.2~g}"
+    return found | {"hovertemplate": words + END}
 
 
 def _name(stage: Stage) -> str:

@@ -75,6 +75,12 @@ class Sheet:
         return self.bands.levels
 
     @property
+    def colour_ends(self) -> tuple[float, float]:
+        """Heights with the first and the last colour: the middles of the outermost bands, or the axis's ends."""
+        cuts = self.bands.levels if self.bands else np.empty(0)
+        return (float(cuts[:2].mean()), float(cuts[-2:].mean())) if cuts.size > 2 else self.height.span
+
+    @property
     def inner_cuts(self) -> tuple[float, float]:
         """First and last of the contour lines between bands, in w; the outermost levels bound the colours only."""
         last = self.bands.levels.size - 1 if self.bands else 1
@@ -193,10 +199,11 @@ def _symmetric(axis: Axis, arrays: list[Any]) -> Axis:
 
 
 def _bands(panel: Panel, z: Ruler) -> Bands | None:
-    contours = [m for m in panel.marks if isinstance(m, Contour)]
-    if not contours:
+    """Of contours; of surfaces too, so that a contour map and a surface of the same values share ends and colours."""
+    fields = [m for m in panel.marks if isinstance(m, Contour | Surface)]
+    if not fields:
         return None
-    given = next((m.levels for m in contours if m.levels is not None), None)
+    given = next((m.levels for m in fields if isinstance(m, Contour) and m.levels is not None), None)
     levels = contour_levels(z) if given is None else np.unique(z.forward(given))
     levels = levels[np.isfinite(levels)]
     if levels.size < 2:

@@ -13,6 +13,7 @@ from workbench.figure import AnyMark, Axis, Contour, Line, Panel, Points, Scale,
 from workbench.landscape.filling import half_widths
 from workbench.landscape.grid import drawable, drawn
 from workbench.landscape.quadratic import Quadratic, measured_line
+from workbench.landscape.refining import refined
 
 Array = NDArray[np.float64]
 View = Literal["both", "contour", "surface"]
@@ -22,7 +23,10 @@ ENOUGH = 5
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """What is drawn of a plane: values (u, v) of the finest complete grid, with its ticks, and the words beside it."""
+    """What is drawn of a plane: values (u, v) of the finest complete grid, with its ticks, and the words beside it.
+
+    ``error`` is what the pointer tells of each value: its standard error, or how well it is known by interpolation.
+    """
 
     u: Array
     v: Array
@@ -30,6 +34,7 @@ class Field:
     axes: tuple[str, str]
     colour: Axis
     square: bool = False
+    error: Array | None = None
 
 
 def field_of(data: xr.Dataset, metric: str, axes: tuple[str, str], scale: Scale, square: bool) -> Field:
@@ -40,7 +45,16 @@ def field_of(data: xr.Dataset, metric: str, axes: tuple[str, str], scale: Scale,
     rows, columns = drawn(data.evaluated.values)
     u, v, z = data["u"].values[rows], data["v"].values[columns], data[metric].values[np.ix_(rows, columns)]
     colour = fitting(metric.replace("_", " "), "linear" if metric == "error_rate" else scale, z)
-    return Field(u, v, z, _along(data, axes), colour, square)
+    return Field(u, v, z, _along(data, axes), colour, square, _doubt(data, metric, rows, columns))
+
+
+def _doubt(data: xr.Dataset, metric: str, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array | None:
+    """The error of what is drawn; None where nothing is known of it."""
+    name = f"{metric}_error"
+    if refined(data):
+        name = "surface_error" if metric == "loss" else ""
+    found = data[name].values[np.ix_(rows, columns)] if name in data else np.empty(0)
+    return found if np.isfinite(found).any() else None
 
 
 def _along(data: xr.Dataset, axes: tuple[str, str]) -> tuple[str, str]:
@@ -59,15 +73,16 @@ def own_field(data: xr.Dataset, k: int, name: str, axes: tuple[str, str], square
 def panels(field: Field, view: View, marks: tuple[AnyMark, ...]) -> tuple[Panel, ...]:
     """Contour map with ``marks``, surface, or both."""
     made: list[Panel] = []
+    error, names = None if field.error is None else field.error.T, ("u", "v")
     z, ends = field.z.T, ((field.u[0], field.u[-1]), (field.v[0], field.v[-1]))
     if view != "surface":
         x, y = (Axis(w, limits=(float(a), float(b))) for w, (a, b) in zip(field.axes, ends, strict=True))
-        flat: tuple[AnyMark, ...] = (Contour(field.u, field.v, z), *marks)
+        flat: tuple[AnyMark, ...] = (Contour(field.u, field.v, z, error=error, coordinates=names), *marks)
         made.append(Panel(flat, x, y, field.colour, square=field.square))
     if view != "contour":
         # A turned axis has little room for words.
         x, y = (Axis(w.split(" (")[0].removeprefix("along ").removeprefix("Hessian ")) for w in field.axes)
-        made.append(Panel((Surface(field.u, field.v, z),), x, y, field.colour))
+        made.append(Panel((Surface(field.u, field.v, z, error=error, coordinates=names),), x, y, field.colour))
     return tuple(made)
 
 
