@@ -108,7 +108,9 @@ class Kernel:
         every = centred(self.rows[:: -(-len(self.rows) // MEDIAN_ROWS)], self.mean)
         squares = (every**2).sum(1)
         distances = (squares[:, None] + squares - 2 * every @ every.T).fill_diagonal_(0.0).clamp_min(0)
-        median = float(torch.quantile(distances, 0.5))
+        flat = distances.flatten()  # selecting is ten times as fast as the sorting that a quantile does
+        middle = [flat.kthvalue(k).values for k in ((len(flat) + 1) // 2, len(flat) // 2 + 1)]
+        median = float((middle[0] + middle[1]) / 2)
         return 1 / (2 * bandwidth**2 * median) if median else math.nan
 
 
