@@ -128,10 +128,11 @@ def test_a_second_opinion_comes_in_the_background(page: Any) -> None:
 
 def test_a_running_landscape_streams_and_is_cancelled(page: Any) -> None:
     choose(page, "Plane")
+    page.locator(".wb-set-sampling select").select_option(label="grid")
     box = page.locator(".wb-set-points input").first
-    box.fill("101")
+    box.fill("201")
     box.press("Enter")
-    said(page, ".wb-code-box", "points=101")
+    said(page, ".wb-code-box", "points=201")
     said(page, ".wb-progress", "left")
     page.wait_for_function(f"() => ({FIGURES})().some((g) => g.data.some((t) => t.type === 'contour'))")
     shoot(page, "app-3-streaming")

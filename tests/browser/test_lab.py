@@ -121,10 +121,11 @@ def test_a_failing_setting_is_said_in_the_bench(page: Any) -> None:
 
 def test_a_running_landscape_streams_and_is_cancelled_while_a_cell_runs(page: Any) -> None:
     choose(page, "Plane")
+    page.locator(".wb-set-sampling select").select_option(label="grid")
     readout = page.locator(".wb-set-points .widget-readout")
-    readout.fill("51")
+    readout.fill("201")
     readout.press("Enter")
-    page.wait_for_function(f"() => {CODE}.includes('points=51')")
+    page.wait_for_function(f"() => {CODE}.includes('points=201')")
     page.wait_for_function("() => /[1-9]% · .* left/.test(document.querySelector('.wb-progress').textContent)")
     page.wait_for_function(f"() => document.querySelector('{FIGURE}').data.some(t => t.type === 'contour')")
     page.evaluate("""() => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;

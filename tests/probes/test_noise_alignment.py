@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from workbench.numerics.alignment import jackknife, joined, ratios, variance_spread
+from workbench.numerics.trace import half_width
 from workbench.operators import noise as noise_module
 from workbench.operators.noise import GradientNoise
 from workbench.probe import Reading
@@ -210,13 +212,13 @@ def test_first_reading_is_partial_and_all_are_drawn() -> None:
 
 
 def test_jackknife_of_a_mean_is_its_interval_and_of_a_ratio_covers() -> None:
-    from workbench.numerics.trace import half_width
-
     rng = np.random.default_rng(0)
     samples = rng.standard_normal((20, 1)) + 3
     value, error = jackknife(lambda s: {"mean": float(s[0])}, np.ones(1), samples)
     assert value["mean"] == pytest.approx(1 + samples.mean())
+    plain = student.ppf(0.975, 19) * samples.std(ddof=1) / math.sqrt(20)
     assert error["mean"] == pytest.approx(half_width(samples[:, 0]))
+    assert 1 < error["mean"] / plain < 1.25
     inside = []
     for _ in range(300):
         pairs = rng.standard_normal((40, 1)) + rng.standard_normal((40, 2)) * 0.5 + [3.0, 5.0]

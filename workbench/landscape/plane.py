@@ -86,7 +86,7 @@ class Plane(Probe[Subject]):
     """
 
     points: Annotated[
-        int, Range(3, 201, 2, soft=(5, 51)), Doc("Grid points on each axis; a whole grid costs as much as its square.")
+        int, Range(3, 201, 2), Doc("Grid points on each axis; a whole grid costs as much as its square.")
     ] = 65
     extent: Annotated[
         float,

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from torch import Tensor
 
 from workbench.numerics.basis import dot
 from workbench.numerics.operator import Operator
-from workbench.numerics.trace import INFLATION
+from workbench.numerics.trace import reach
 
 Floats = NDArray[np.float64]
 SUMS = 5
@@ -68,7 +67,7 @@ def jackknife(
     if count < 2:
         return value, dict.fromkeys(value, math.nan)
     without = [function(inside + (total - one) / (count - 1)) for one in samples]
-    factor = INFLATION * float(student.ppf(0.975, count - 1)) * (count - 1) / math.sqrt(count)
+    factor = reach(count) * (count - 1) / math.sqrt(count)
     return value, {name: factor * float(np.std([w[name] for w in without], ddof=1)) for name in value}
 
 
