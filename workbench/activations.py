@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.data import Batch
+from workbench.shell import precise
 from workbench.subject import Subject
 
 Side = Literal["input", "output"]
@@ -66,12 +68,77 @@ def stream(subject: Subject, layers: tuple[Layer, ...], params: Mapping[str, Ten
 
 def _catch(subject: Subject, layers: tuple[Layer, ...], batch: Batch, params: Mapping[str, Tensor] | None) -> Caught:
     kept: dict[Layer, Tensor] = {}
-    with subject.lock, torch.no_grad(), _hooked(subject, layers, kept):
+    with subject.lock, torch.no_grad(), precise(subject.device), _hooked(subject, layers, kept):
         outputs = subject.batch_outputs(params or subject.params, batch)
+    _all_ran(layers, kept)
+    return Caught(batch, outputs, kept)
+
+
+def _all_ran(layers: tuple[Layer, ...], kept: Mapping[Layer, Tensor]) -> None:
     silent = [layer.name for layer in layers if layer not in kept]
     if silent:
         raise ValueError(f"layer {silent[0]!r} did not run (or gave no tensor) on this data; choose one that does.")
-    return Caught(batch, outputs, kept)
+
+
+def gradients(subject: Subject, layers: tuple[Layer, ...]) -> Iterator[Caught]:
+    """Run over the examples once, forwards and backwards: each example's ∂ℓ/∂(output) for each of ``layers``.
+
+    ``features`` of what is yielded are these gradients, in the shapes of the layers' outputs, and ``outputs`` the
+    losses ℓ of the examples. All layers share one backward pass, frozen ones too. Memory: one chunk's graph.
+
+    Raises:
+        ValueError: a layer does not exist or did not run, its input is asked for, or examples touch each other
+            (``norm="batch"``, or a loss that does not come apart), so that no gradient belongs to one of them.
+    """
+    for layer in layers:
+        module_named(subject, layer.name)
+        if layer.side == "input":
+            raise ValueError(f"gradients are of layers' outputs; got the input of {layer.name!r}. Name the one before.")
+    if subject.norm == "batch":
+        raise ValueError("an example has no gradient of its own where BatchNorm mixes a batch; use norm='eval'.")
+    for batch in subject.batches():
+        yield _differentiate(subject, layers, batch)
+
+
+def _differentiate(subject: Subject, layers: tuple[Layer, ...], batch: Batch) -> Caught:
+    shifts: dict[Layer, Tensor] = {}
+    with subject.lock, torch.enable_grad(), precise(subject.device):
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(_shift(module_named(subject, layer.name), layer, shifts).remove)
+            losses = subject.batch_losses(subject.params, batch)
+        _all_ran(layers, shifts)
+        if losses is None:
+            raise ValueError("an example has no gradient of its own: the loss couples the examples of a batch.")
+        found = torch.autograd.grad(losses.sum(), list(shifts.values()), allow_unused=True, materialize_grads=True)
+    return Caught(batch, losses.detach(), dict(zip(shifts, found, strict=True)))
+
+
+def _shift(module: nn.Module, layer: Layer, shifts: dict[Layer, Tensor]) -> Any:
+    """Add zeros to a module's output, with respect to which the loss is then differentiated."""
+
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        found = first_tensor(output)
+        if found is None or not found.is_floating_point():
+            return None
+        shifts[layer] = torch.zeros_like(found, requires_grad=True)
+        return _with_first(output, found + shifts[layer])
+
+    return module.register_forward_hook(add)
+
+
+def _with_first(value: Any, new: Tensor) -> Any:
+    """The same output with another tensor where :func:`first_tensor` finds it."""
+    if isinstance(value, Tensor):
+        return new
+    if isinstance(value, Mapping):
+        held = cast("dict[str, Any]", copy.copy(cast("Any", value)))
+        name = "logits" if "logits" in held else next(iter(held))
+        held[name] = _with_first(held[name], new)
+        return held
+    first, *rest = cast("tuple[Any, ...]", value)
+    parts = (_with_first(first, new), *rest)
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 @contextmanager
@@ -85,8 +152,8 @@ def _hooked(subject: Subject, layers: tuple[Layer, ...], kept: dict[Layer, Tenso
 def _hook(module: nn.Module, layer: Layer, kept: dict[Layer, Tensor]) -> Any:
     def keep(_module: nn.Module, inputs: Any, output: Any) -> None:
         found = first_tensor(inputs if layer.side == "input" else output)
-        if found is not None:
-            kept[layer] = found.detach()
+        if found is not None:  # a copy, since what comes next may write in place (ReLU(inplace=True), x += y)
+            kept[layer] = found.detach().clone()
 
     return module.register_forward_hook(keep)
 

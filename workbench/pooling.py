@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workbench.activations import Layer, module_named, stream
+from workbench.activations import Layer, gradients, module_named, stream
 from workbench.several import Pair
 from workbench.subject import Subject
 from workbench.trees import leaves
@@ -31,8 +31,12 @@ _CHANNELS_FIRST = (
 )  # fmt: skip
 
 
-def example_rows(subject: Subject, layers: tuple[Layer, ...], pool: Pool = "mean") -> Iterator[Rows]:
+def example_rows(
+    subject: Subject, layers: tuple[Layer, ...], pool: Pool = "mean", *, of_loss: bool = False
+) -> Iterator[Rows]:
     """Stream the features of all ``layers`` in one pass, batch by batch, one row (b, d) an example.
+
+    ``of_loss``: instead, the gradients of each example's loss with respect to them, pooled as they are.
 
     Precision and device are the subject's. A layer that gives (b, c, s) is read as sequences of s channels' rows where
     it is a one-dimensional convolution, normalisation or pooling, or has no parameters and follows one; else as c
@@ -42,7 +46,7 @@ def example_rows(subject: Subject, layers: tuple[Layer, ...], pool: Pool = "mean
         ValueError: features in which the examples are not along dimension 0 (or 1, for sequences).
     """
     first = {layer: _channels_first(subject, layer) for layer in layers}
-    for caught in stream(subject, layers):
+    for caught in (gradients if of_loss else stream)(subject, layers):
         mask = caught.batch.kwargs.get("attention_mask")
         yield {
             layer: pooled(found, caught.batch.size, pool, channels_first=first[layer], mask=mask)
