@@ -81,6 +81,16 @@ class Pair:
         place = {"dtype": first["dtype"], "device": first["device"]}
         return {"first": first, "second": second, "on": first["on"], **place}
 
+    def check_parameters(self) -> None:
+        """Refuse networks whose parameters do not correspond.
+
+        Raises:
+            ValueError: other names or shapes; the message says which.
+        """
+        one, two = ({name: tuple(p.shape) for name, p in s.params.items()} for s in (self.first, self.second))
+        if one != two:
+            raise ValueError(f"the two subjects have different parameters: {_difference(one, two)}. {_ALIKE}")
+
     def check_alike(self) -> None:
         """Refuse to compare what is not the same function at two points: call it before measuring both.
 
@@ -89,9 +99,7 @@ class Pair:
         Raises:
             ValueError: parameters, loss, BatchNorm policy, precision or examples differ; the message says how.
         """
-        one, two = ({name: tuple(p.shape) for name, p in s.params.items()} for s in (self.first, self.second))
-        if one != two:
-            raise ValueError(f"the two subjects have different parameters: {_difference(one, two)}. {_ALIKE}")
+        self.check_parameters()
         facts = [_facts(s) for s in (self.first, self.second)]
         if facts[0] != facts[1]:
             raise ValueError(f"the two subjects are not the same function: {_difference(*facts)}. {_ALIKE}")
