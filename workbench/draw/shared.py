@@ -11,6 +11,7 @@ import copy
 import gzip
 import sys
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +62,8 @@ export default {
 # * Plotly answers each update with all defaults that it filled in, which nobody here reads and which its Python side
 #   cannot always take. A number is answered instead.
 # * A picture of another structure is drawn from nothing: amended piece by piece, it keeps words and sizes of the old.
+# * What a person does to the picture is told in its own coordinates: a click on a field gives Plotly's Python side
+#   nothing, and a zoom of one axis says nothing of the other.
 # * The width is measured before the view is in the page, and never again. So it is watched, and set by the view's own
 #   way of changing a layout, which tells Python nothing: the width is the page's.
 _WAITER = (
@@ -84,8 +87,21 @@ const fit = (el, view) => {
   const change = { relayout_data: { width }, source_view_id: null };
   view.prototype.do_relayout.call({ el, viewID: "fit", model: { get: () => change }, _sendLayoutDelta() {} });
 };
+const tell = (view, touch) => { view.model.set("_wb_touched", { ...touch, at: Date.now() }); view.touch(); };
 const mend = (view) => {
-  const perform = view.perform_render;
+  const perform = view.perform_render, relaid = view.handle_plotly_relayout;
+  view.handle_plotly_click = function (event) {
+    const point = event?.points?.[0];
+    if (Number.isFinite(point?.x) && Number.isFinite(point?.y)) tell(this, { kind: "click", x: point.x, y: point.y });
+  };
+  view.handle_plotly_relayout = function (event) {
+    relaid.call(this, event);
+    const moved = Object.keys(event ?? {}).map((key) => /^[xy]axis([0-9]*)[.](auto)?range/.exec(key)).find(Boolean);
+    if (!moved || event._doNotReportToPy) return;
+    const { [`xaxis${moved[1]}`]: x, [`yaxis${moved[1]}`]: y } = this.el._fullLayout;
+    if (x && y) tell(this, { kind: "zoom", x: [...x.range], y: [...y.range] });
+  };
+  view.handle_plotly_doubleclick = function () { tell(this, { kind: "reset" }); };
   view._sendTraceDeltas = function (edit) { this.model.set("_wb_drawn", edit); this.touch(); };
   view._sendLayoutDelta = () => {};
   view.perform_render = function () {
@@ -191,6 +207,7 @@ class LiveFigure(FigureWidget):
     _wb_asked = traitlets.Int().tag(sync=True)
     _wb_answered = traitlets.Int().tag(sync=True)
     _wb_drawn = traitlets.Int().tag(sync=True)
+    _wb_touched: Any = traitlets.Dict().tag(sync=True)
     _wb_redraw: Any = traitlets.Int().tag(sync=True)
     _wb_silent: bool
     _wb_sent: tuple[list[dict[str, Any]], dict[str, Any]]
@@ -269,6 +286,14 @@ class LiveFigure(FigureWidget):
     def _send_relayout_msg(self, layout_data: Any, source_view_id: Any = None) -> None:
         if not self._wb_silent:
             super()._send_relayout_msg(layout_data, source_view_id)
+
+    def on_touch(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        """Have ``hear`` told, in a thread of the kernel's choosing, what a person does to the picture in the page.
+
+        ``{"kind": "click", "x": ..., "y": ...}``: a point of a trace, in its own coordinates; ``{"kind": "zoom", "x":
+        [low, high], "y": [low, high]}``: a panel's axes were moved; ``{"kind": "reset"}``: a double click.
+        """
+        self.observe(lambda change: hear(dict(change["new"])), "_wb_touched")
 
     @property
     def acknowledged(self) -> bool:

@@ -17,11 +17,12 @@ import traitlets
 from workbench.draw.shared import LiveFigure
 from workbench.probe import Reading
 from workbench.ui import form, look
+from workbench.ui.place_card import PlaceCard
+from workbench.ui.places import Rest, marked
 from workbench.ui.session import Session
 from workbench.ui.still import Still
 
 BUDGETS = {"no limit": 0.0, "1 s": 1.0, "5 s": 5.0, "20 s": 20.0, "1 min": 60.0, "5 min": 300.0}
-FORMATS = ("pdf", "svg", "pgf", "png")
 
 
 def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, store: Any = None) -> Bench:
@@ -65,7 +66,7 @@ class Bench:
             self._tell,
             lambda: self.figure.acknowledged,
         )
-        self._lock, self._quiet = threading.RLock(), False
+        self._lock, self._quiet, self._rest = threading.RLock(), False, Rest()
         self._make_choosers()
         self._make_answer()
         self._make_exits()
@@ -105,6 +106,7 @@ class Bench:
         self.bar = ipw.FloatProgress(0.0, min=0.0, max=1.0, layout=ipw.Layout(width="auto")).add_class("wb-bar")
         self.progress = ipw.HTML().add_class("wb-progress")
         self.figure = LiveFigure().add_class("wb-figure")
+        self.place = PlaceCard(self.session.places, self._pressed, self._guarded(self._typed))
         self.summary = ipw.HTML().add_class("wb-summary-box")
         self.ask = ipw.ToggleButton(description="Second opinion", icon="balance-scale", disabled=True)
         self.ask.tooltip = "What other packages say on the same model, examples and loss"
@@ -115,7 +117,7 @@ class Bench:
     def _make_exits(self) -> None:
         self.venue = ipw.Dropdown(options=["workbench"], description="venue", **_wide()).add_class("wb-venue")
         self.column = ipw.Dropdown(options=["half", "full"], description="column", **_wide()).add_class("wb-column")
-        self.format = ipw.Dropdown(options=FORMATS, description="format", **_wide()).add_class("wb-format")
+        self.format = ipw.Dropdown(options=self.session.formats, description="format", **_wide()).add_class("wb-format")
         kinds = ["full", "anonymous", "none"]
         self.provenance = ipw.Dropdown(options=kinds, description="provenance", **_wide()).add_class("wb-provenance")
         self.file = ipw.Text("figure", description="file", continuous_update=False, **_wide()).add_class("wb-file")
@@ -131,7 +133,7 @@ class Bench:
         out = [self.venue, self.column, self.format, self.provenance, self.file, self.export]
         export = ipw.VBox([_heading("Export for a paper"), *out])
         bar = ipw.HBox([self.bar, self.progress]).add_class("wb-bar-row")
-        answer = ipw.VBox([bar, self.figure, self.summary, self.ask, self.opinion, self.status])
+        answer = ipw.VBox([bar, self.figure, self.place.view, self.summary, self.ask, self.opinion, self.status])
         code = ipw.VBox([_heading("Copy as code"), ipw.HBox([self.code, self.copy]).add_class("wb-row")])
         left = ipw.VBox([_card(controls, "wb-controls"), _card(export, "wb-exports")]).add_class("wb-left")
         right = ipw.VBox([_card(answer, "wb-answer"), _card(code, "wb-codes")]).add_class("wb-right")
@@ -150,6 +152,8 @@ class Bench:
             (self.venue, self._offer_columns),
         ):
             control.observe(self._guarded(answer), "value")
+        self.place.on_press(self._go, self._back, self._whole)
+        self.figure.on_touch(self._touched)
         self.copy.observe(lambda _: self.session.chore(self._guarded(self._redraw)), "room")
         pressed = ((self.run, self._run), (self.cancel, self._stop), (self.export, self._export), (self.ask, self._ask))
         for button, answer in pressed:
@@ -219,6 +223,7 @@ class Bench:
         else:
             self.view.remove_class("wb-stale")
         self._show_code()
+        self.place.update()
 
     def _stop(self) -> None:
         self.session.cancel()
@@ -236,6 +241,45 @@ class Bench:
         if found is not None and not isinstance(found, Exception):
             self.opinion.value = found.to_html()
         self.ask.disabled = not self.session.offers_opinion
+
+    # On the map -----------------------------------------------------------------------------------------------------
+
+    def _touched(self, touch: dict[str, Any]) -> None:
+        """A person clicked, zoomed or double-clicked in the picture."""
+        places = self.session.places
+        if touch["kind"] == "click":
+            self._guarded(lambda: places.click(touch["x"], touch["y"]) and self._remark())()
+        elif touch["kind"] == "zoom":
+            self._rest(self._guarded(lambda: places.zoom(tuple(touch["x"]), tuple(touch["y"])) and self._resample()))
+        elif touch["kind"] == "reset":
+            self._rest.give_up()
+            self._guarded(self._whole)()
+
+    def _typed(self) -> None:
+        if self.session.places.choose(self.place.u.value, self.place.v.value):
+            self._remark()
+
+    def _remark(self) -> None:
+        """Another point is chosen: mark it, beside this callback."""
+        self.place.update()
+        self.session.chore(self._guarded(self._redraw))
+
+    def _go(self) -> None:
+        if self.session.places.go():
+            self._submit()
+
+    def _back(self) -> None:
+        if self.session.places.back():
+            self._submit()
+
+    def _whole(self) -> None:
+        if self.session.places.whole():
+            self._resample()
+
+    def _resample(self) -> None:
+        """The settings say another part of the map."""
+        self._show_form()
+        self._submit()
 
     def _explained(self) -> None:
         (self.form.add_class if self.explain.value else self.form.remove_class)("wb-explained")
@@ -261,6 +305,7 @@ class Bench:
         shown, self._read = form.widgets(type(probe), probe, self._guarded(self._moved))
         self.form.children = (shown,)
         self.step.disabled = not self.session.needs_step
+        self.format.options = self.session.formats
 
     def _show_code(self) -> None:
         self.copy.text = self.session.code()
@@ -281,7 +326,8 @@ class Bench:
 
     def _draw(self, reading: Reading) -> None:
         """A reading came; called in the job's thread."""
-        self.figure.update_from(look.fitted(reading.figure(), self.copy.room))
+        self._picture(reading)
+        self.place.update()
         self.summary.value = look.summary(reading.summary, reading.notes)
         self.ask.disabled = not self.session.offers_opinion
         self.view.remove_class("wb-stale").remove_class("wb-empty")
@@ -291,7 +337,12 @@ class Bench:
     def _redraw(self) -> None:
         """The page has more or less room than before."""
         if self.session.latest is not None:
-            self.figure.update_from(look.fitted(self.session.latest.figure(), self.copy.room))
+            self._picture(self.session.latest)
+
+    def _picture(self, reading: Reading) -> None:
+        drawn = look.fitted(reading.figure(), self.copy.room)
+        places = self.session.places
+        self.figure.update_from(drawn if places.map is None else marked(drawn, places.chosen))
 
     # Notebook -------------------------------------------------------------------------------------------------------
 

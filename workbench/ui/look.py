@@ -81,6 +81,16 @@ def problem(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}"
 
 
+def place(places: Any) -> str:
+    """The chosen point and where probes look, or how to choose a point."""
+    away = ""
+    if places.here is not None:
+        away = (
+            f'<div class="wb-away">Probes look at the point {html.escape(places.here.words)}, not at the model.</div>'
+        )
+    return away + (f'<div class="wb-about">{places.words}</div>' if places.map is not None else "")
+
+
 def code(text: str) -> str:
     """Python as it is shown, and copied."""
     return f'<pre class="wb-code" tabindex="0">{html.escape(text)}</pre>'

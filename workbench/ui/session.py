@@ -22,29 +22,36 @@ from workbench.board import JobState
 from workbench.job import Job
 from workbench.probe import Probe, Reading
 from workbench.store import Store
+from workbench.ui import scripts
+from workbench.ui.places import Place, Places
 
 KINDS = ("subject", "pair", "trajectory", "runs")
 OPENS_WITH = ("HessianSpectrum", "EigenspaceOverlap", "Along")
 """What a bench shows first, the first of these that fits: quick, and what most people come for."""
+FORMATS = ("pdf", "svg", "pgf", "png")
 HELD_OPEN = 4
 """Models of a trajectory that stay open, so that sliding back and forth reads no file twice."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Everything that decides a reading: the probe, where it looks, the seed and the time it may take."""
+    """Everything that decides a reading: the probe, where it looks, the seed and the time it may take.
+
+    ``place`` is a point of a landscape, looked at instead of the model by probes that look at one model.
+    """
 
     probe: Probe[Any]
     run: str | None = None
     step: int | None = None
     seed: int = 0
     seconds: float | None = None
+    place: Place | None = None
 
     @property
     def numbers(self) -> tuple[Any, ...]:
         """What decides the numbers; settings that only change the picture are left out."""
         measured = tuple((k, str(v)) for k, v in schema.measured(self.probe).items())
-        return type(self.probe), measured, self.run, self.step, self.seed, self.seconds
+        return type(self.probe), measured, self.run, self.step, self.seed, self.seconds, self.place
 
 
 class Session:
@@ -83,6 +90,7 @@ class Session:
         self._asking = False
         self.state = JobState()
         self.order = self._first()
+        self.places = Places(self)
         self.job = Job(self.target, self._heard, self._told, _store_of(self.target) if store is None else store)
 
     # What may be chosen ---------------------------------------------------------------------------------------------
@@ -143,16 +151,26 @@ class Session:
         """Take these settings; they are remembered for their probe."""
         with self._lock:
             self._settings[settings.name] = settings
+            self.places.restyled(settings)
             self.order = dataclasses.replace(self.order, probe=settings)
 
     def visit(self, run: str) -> None:
-        """Take the run of that label, at its checkpoint nearest to the present step."""
+        """Take the run of that label, at its checkpoint nearest to the present step; a place of another is left."""
         with self._lock:
-            self.order = dataclasses.replace(self.order, run=run, step=_nearest(self._member(run), self.order.step))
+            place = self.order.place if run == self.order.run else None
+            self.places.forget_unless(run == self.order.run)
+            step = _nearest(self._member(run), self.order.step)
+            self.order = dataclasses.replace(self.order, run=run, step=step, place=place)
 
     def move(self, step: int) -> None:
-        """Take the checkpoint at that step."""
-        self.order = dataclasses.replace(self.order, step=step)
+        """Take the checkpoint at that step; a place on a plane through another one is left."""
+        place = self.order.place if step == self.order.step else None
+        self.places.forget_unless(step == self.order.step)
+        self.order = dataclasses.replace(self.order, step=step, place=place)
+
+    def stand(self, place: Place | None) -> None:
+        """Look at a point of a landscape instead of the model from now on; None: at the model itself."""
+        self.order = dataclasses.replace(self.order, place=place)
 
     def limit(self, seed: int, seconds: float | None) -> None:
         """Take a seed and a time budget; None is none."""
@@ -184,6 +202,22 @@ class Session:
     def latest(self) -> Reading | None:
         """The reading that is on screen, in the picture's present settings."""
         return self._seen
+
+    @property
+    def shown_at(self) -> Place | None:
+        """The place that the reading on screen was measured at; None: the model itself."""
+        return (self._submitted or self.order).place
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What figures of the chosen probe can be written as; a surface of losses also for ParaView."""
+        from workbench.draw.heights import check_plane
+
+        try:
+            check_plane(self.order.probe)
+        except ValueError:
+            return FORMATS
+        return (*FORMATS, "vts")
 
     def export(self, path: str | Path, venue: str, column: str, provenance: str) -> str:
         """Write the figure on screen and say where it went. Takes a second: call it through :meth:`chore`.
@@ -230,11 +264,7 @@ class Session:
 
     def code(self) -> str:
         """Python that makes the same reading, given names ``subject``, ``pair`` or ``runs`` where no file has them."""
-        order = self.order
-        seconds = "" if order.seconds is None else f", seconds={order.seconds:g}"
-        lines = ["import workbench as wb", *_imports(order.probe), *self._opening()]
-        lines.append(f"reading = {schema.code(order.probe)}.run({self._place(order)}, seed={order.seed}{seconds})")
-        return "\n".join(lines)
+        return scripts.measuring(self)
 
     def chore(self, work: Callable[[], Any]) -> Future[Any]:
         """Do something slow that is no measurement in a thread kept for it, one at a time."""
@@ -259,16 +289,19 @@ class Session:
     def _look(self, order: Order) -> Any:
         """What the order's probe looks at, or a function that opens it in the job's thread."""
         wanted, member = order.probe.looks_at, self._member(order.run)
-        if wanted == self.kind:
+        place = order.place if wanted == "subject" else None
+        if wanted == self.kind and place is None:
             return self.target
-        if wanted != "subject" or member.kind != "trajectory":
+        if wanted != "subject" or (member.kind != "trajectory" and place is None):
             return member
-        where = (order.run, order.step)
+        where = (order.run, order.step, place)
         with self._lock:
             return self._open.get(where) or (lambda: self._opened(where, member))
 
-    def _opened(self, where: tuple[str | None, Any], member: Any) -> Any:
-        subject = member.subject(where[1])
+    def _opened(self, where: tuple[str | None, Any, Place | None], member: Any) -> Any:
+        _, step, place = where
+        subject = member.subject(step) if member.kind == "trajectory" else member
+        subject = place.subject(subject) if place is not None else subject
         with self._lock:
             self._open[where] = subject
             while len(self._open) > HELD_OPEN:
@@ -281,6 +314,7 @@ class Session:
         if type(now) is type(reading.probe) and schema.measured(now) == schema.measured(reading.probe):
             reading = dataclasses.replace(reading, probe=now)
         self._seen = reading
+        self.places.seen(reading)
         if self.on_reading:
             self.on_reading(reading)
 
@@ -291,26 +325,6 @@ class Session:
         if self.on_state:
             self.on_state(state)
         self.state = state
-
-    def _opening(self) -> list[str]:
-        """The line that opens a recorded folder; other targets have no file to be opened from."""
-        folder = getattr(getattr(self.target, "source", None), "folder", None)
-        if self.kind != "trajectory" or folder is None:
-            return []
-        trust = ", trust=True" if self.target.trust else ""
-        using = ", ".join(f"{k}={v!r}" if isinstance(v, str) else f"{k}={k}" for k, v in self.given.items())
-        return [
-            f'trajectory = wb.Trajectory.open("{Path(folder).as_posix()}"{trust})'
-            + (f".using({using})" if using else "")
-        ]
-
-    def _place(self, order: Order) -> str:
-        """Where the order looks, as an expression."""
-        if order.probe.looks_at == self.kind:
-            return self.kind
-        member = f"runs[{order.run!r}]" if self.kind == "runs" else self.kind
-        at_step = order.probe.looks_at == "subject" and self._member(order.run).kind == "trajectory"
-        return f"{member}.subject({order.step})" if at_step else member
 
 
 def _checked(target: Any, given: Mapping[str, Any]) -> Any:
@@ -339,10 +353,3 @@ def _nearest(member: Any, step: int | None) -> int | None:
     if not steps:
         return None
     return steps[-1] if step is None else min(steps, key=lambda s: abs(s - step))
-
-
-def _imports(probe: Probe[Any]) -> list[str]:
-    """Import lines for probes of other packages, which ``wb`` does not hold; also those nested in settings."""
-    inner = [v for f in schema.fields(probe) if getattr(v := getattr(probe, f.name), "is_probe", False)]
-    modules = {type(p).__module__ for p in (probe, *inner)}
-    return [f"import {m}" for m in sorted(modules) if m.partition(".")[0] != "workbench"]

@@ -1,0 +1,67 @@
+"""What a bench does, as Python that a person can keep: the reading on screen, or the model at a point of a map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import schema
+from workbench.probe import Probe
+
+if TYPE_CHECKING:
+    from workbench.ui.places import Place
+    from workbench.ui.session import Order, Session
+
+
+def measuring(session: Session) -> str:
+    """Lines that make the same reading, given names ``subject``, ``pair`` or ``runs`` where no file has them."""
+    order = session.order
+    seconds = "" if order.seconds is None else f", seconds={order.seconds:g}"
+    lines = ["import workbench as wb", *_imports(order.probe), *_opening(session)]
+    where = _looked_at(session, order)
+    if order.place is not None and order.probe.looks_at == "subject":
+        lines, where = lines + order.place.code(where), "there"
+    lines.append(f"reading = {schema.code(order.probe)}.run({where}, seed={order.seed}{seconds})")
+    return "\n".join(lines)
+
+
+def loading(session: Session, place: Place) -> str:
+    """Lines after which ``there`` is the model at a place, as a Subject."""
+    subject = _model(session, session.order)
+    return "\n".join(["import workbench as wb", *_imports(place.plane), *_opening(session), *place.code(subject)])
+
+
+def _imports(probe: Probe[Any]) -> list[str]:
+    """Import lines for probes of other packages, which ``wb`` does not hold; also those nested in settings."""
+    inner = [v for f in schema.fields(probe) if getattr(v := getattr(probe, f.name), "is_probe", False)]
+    modules = {type(p).__module__ for p in (probe, *inner)}
+    return [f"import {m}" for m in sorted(modules) if m.partition(".")[0] != "workbench"]
+
+
+def _opening(session: Session) -> list[str]:
+    """The line that opens a recorded folder; other targets have no file to be opened from."""
+    target = session.target
+    folder = getattr(getattr(target, "source", None), "folder", None)
+    if session.kind != "trajectory" or folder is None:
+        return []
+    trust = ", trust=True" if target.trust else ""
+    using = ", ".join(f"{k}={v!r}" if isinstance(v, str) else f"{k}={k}" for k, v in session.given.items())
+    opened = f'trajectory = wb.Trajectory.open("{Path(folder).as_posix()}"{trust})'
+    return [opened + (f".using({using})" if using else "")]
+
+
+def _looked_at(session: Session, order: Order) -> str:
+    """Where the order looks, as an expression."""
+    if order.probe.looks_at == session.kind:
+        return session.kind
+    return _model(session, order) if order.probe.looks_at == "subject" else _member(session, order)
+
+
+def _member(session: Session, order: Order) -> str:
+    return f"runs[{order.run!r}]" if session.kind == "runs" else session.kind
+
+
+def _model(session: Session, order: Order) -> str:
+    """The one model that the order points at, as an expression."""
+    member = _member(session, order)
+    return f"{member}.subject({order.step})" if session.steps else member
