@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.data import Batch
-from workbench.figure import Axis, Figure, Line, Panel, Points
+from workbench.figure import Axis, Bars, Figure, Line, Panel, Points
 from workbench.numerics.sampling import Draw
 from workbench.numerics.similarity import jackknife_error
 from workbench.operators.pushes import Graphed
@@ -108,12 +108,9 @@ class LinearisedGap(Probe[Pair]):
             Axis("‖f - f_lin‖² / ‖f - f₀‖²"),
         )
         names = ("start_loss", "linearised_loss", "train_loss")
-        places = np.arange(1.0, 4.0)
-        losses = Panel(
-            (Points(places, [float(data[n]) for n in names], error=[float(data[f"{n}_error"]) for n in names]),),
-            Axis("1: start, 2: linearised, 3: network", limits=(0.5, 3.5)),
-            Axis("loss"),
-        )
+        values, errors = ([float(data[f"{n}{end}"]) for n in names] for end in ("", "_error"))
+        bars = Bars(range(3), values, errors, names=("start", "linearised", "network"))
+        losses = Panel((bars,), Axis(""), Axis("loss"))
         return Figure((way, losses))
 
     def estimate(self, subject: Pair) -> Cost:
