@@ -31,7 +31,7 @@ def probes(looks_at: str | None = None) -> dict[str, type]:
     """Every probe class by name, in the order of the folders; only those that look at ``looks_at`` when given.
 
     Args:
-        looks_at: "subject", "pair", "trajectory" or "runs".
+        looks_at: "subject", "pair", "trajectory", "runs", or "nothing" (experiments, which train their own nets).
 
     Raises:
         ValueError: two classes have one name.
@@ -44,7 +44,12 @@ def probes(looks_at: str | None = None) -> dict[str, type]:
                 f"two probes are called {cls.__name__}: {other.__module__} and {cls.__module__} each have one; rename "
                 "one of the classes."
             )
-    return {name: cls for name, cls in found.items() if looks_at in (None, cls.looks_at)}  # type: ignore[attr-defined]
+    return {name: cls for name, cls in found.items() if looks_at in (None, *_kinds(cls))}
+
+
+def _kinds(cls: Any) -> tuple[str, ...]:
+    """What a probe looks at, first that which it says first."""
+    return (cls.looks_at, *cls.looks_also_at)
 
 
 def own_probes() -> list[type]:
@@ -107,11 +112,11 @@ def words(cls: type) -> str:
 
 def page(cls: type) -> str:
     """The documentation page of a probe, in Markdown: its docstring, its settings and its variables as tables."""
-    name, looks_at = cls.__name__, getattr(cls, "looks_at", "subject")
+    name = cls.__name__
     parts = [
         f"# {name}",
         _MARK,
-        f"`{schema.code(cls())}` looks at {'' if looks_at == 'runs' else 'a '}{looks_at}.",
+        f"`{schema.code(cls())}` {_looks(cls)}.",
         _markdown(inspect.getdoc(cls) or ""),
         "## Settings",
         _settings_table(cls),
@@ -120,6 +125,12 @@ def page(cls: type) -> str:
         _variables_table(cls().variables),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _looks(cls: type) -> str:
+    if _kinds(cls) == ("nothing",):
+        return "is an experiment: it trains nets of its own"
+    return "looks at " + " or ".join(kind if kind == "runs" else f"a {kind}" for kind in _kinds(cls))
 
 
 def pages() -> dict[str, str]:

@@ -281,7 +281,7 @@ class Job:
 
     def _key(self, request: _Request, subject: Any) -> str | None:
         """None without a store, and where the probe cannot look at the subject, which the run will say best."""
-        fits = getattr(subject, "kind", None) == request.probe.looks_at
+        fits = _fits(request.probe, subject)
         return self.store.key(request.probe, subject, request.seed) if self.store is not None and fits else None
 
     def _from_store(self, request: _Request, subject: Any) -> bool:
@@ -368,7 +368,11 @@ def _opens(subject: Any) -> bool:
 
 
 def _cost(probe: Probe[Any], subject: Any) -> str:
-    return probe.estimate(subject).price if getattr(subject, "kind", None) == probe.looks_at else ""
+    return probe.estimate(subject).price if _fits(probe, subject) else ""
+
+
+def _fits(probe: Probe[Any], subject: Any) -> bool:
+    return getattr(subject, "kind", None) in (probe.looks_at, *probe.looks_also_at)
 
 
 def _let_go(problem: BaseException | None) -> None:

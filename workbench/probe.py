@@ -28,7 +28,7 @@ from workbench.weakly import Weakly
 from workbench.words import HOW_TO_OPEN, MODEL_CHANGED, memory, moment, summary_words
 
 S = TypeVar("S")
-Look = Literal["subject", "pair", "trajectory", "runs"]
+Look = Literal["subject", "pair", "trajectory", "runs", "nothing"]
 Value = float | int | str | bool
 VERBS = {
     "show": "workbench.draw.show:mimebundle",
@@ -93,11 +93,13 @@ class Probe(ABC, Generic[S]):
     """One measurement. Subclasses are frozen dataclasses: settings are fields, work is ``stream``, meaning is pure.
 
     Write ``stream`` (yield ``self.reading(...)`` whenever the answer is better than before), ``summary`` and
-    ``figure``; declare ``variables`` (every output) and ``looks_at`` (what kind of thing is measured).
+    ``figure``; declare ``variables`` (every output), ``looks_at`` (what kind of thing is measured) and, where there
+    are several kinds, ``looks_also_at``.
     """
 
     is_probe: ClassVar[bool] = True
     looks_at: ClassVar[Look] = "subject"
+    looks_also_at: ClassVar[tuple[Look, ...]] = ()
     variables: ClassVar[tuple[Variable, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -159,9 +161,8 @@ class Probe(ABC, Generic[S]):
         lengths = self._lengths(values, coords or {}, sizes or {})
         strange = sorted(set(values) - {v.name for v in self.variables})
         if strange:
-            raise KeyError(
-                f"{self.name} yields {strange[0]!r} but does not declare it; add it to {self.name}.variables."
-            )
+            words = f"{self.name} yields {strange[0]!r} but does not declare it; add it to {self.name}.variables."
+            raise KeyError(words)
         data = xr.Dataset(
             {v.name: v.array(values.get(v.name), lengths) for v in self.variables},
             coords={k: (k, np.array(c)) for k, c in (coords or {}).items()},
@@ -370,11 +371,9 @@ def _place(subject: Any) -> tuple[torch.dtype, torch.device]:
 
 
 def _accept(probe: Probe[Any], subject: Any) -> None:
-    kind = getattr(subject, "kind", type(subject).__name__)
-    if kind != probe.looks_at:
-        raise TypeError(
-            f"{probe.name} looks at a {probe.looks_at}; got a {kind}. {HOW_TO_OPEN.get(probe.looks_at, '')}"
-        )
+    kind, wanted = getattr(subject, "kind", type(subject).__name__), probe.looks_at
+    if kind not in (wanted, *probe.looks_also_at):
+        raise TypeError(f"{probe.name} looks at a {wanted}; got a {kind}. {HOW_TO_OPEN.get(wanted, '')}")
 
 
 def _fit(probe: Probe[Any], subject: Any) -> None:

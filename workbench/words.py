@@ -10,6 +10,7 @@ HOW_TO_OPEN = {
     "pair": "Make one with wb.Pair(first, second).",
     "trajectory": "Open one with wb.Trajectory.open(folder).",
     "runs": "Make one with wb.Runs({label: subject or trajectory}).",
+    "nothing": "It trains its own nets: run() without arguments.",
 }
 """Each kind of thing that a probe can look at, and what gives one."""
 MODEL_CHANGED = (
