@@ -17,6 +17,7 @@ _HOME = {
     "Preconditioned": "preconditioned",
     "Preconditioner": "preconditioned",
     "SampledFisher": "fisher",
+    "TangentKernel": "tangent_kernel",
     "curvature": "table",
     "given": "given",
     "groups": "blocks",
