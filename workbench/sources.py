@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from workbench import adopted, record
+from workbench.fingerprint import digest
 from workbench.rebuild import call
 from workbench.record import Line, Manifest
 
@@ -147,3 +148,37 @@ def _stamp(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         return (0, 0)
     return state.st_mtime_ns, state.st_size
+
+
+@dataclass(frozen=True)
+class Held:
+    """A training whose curves (and weights, where wanted) were kept in memory: ``Trajectory(Held("run", lines))``.
+
+    What a short training of an experiment or a notebook needs, that is to be read and not to be kept.
+    """
+
+    label: str
+    scalars: tuple[Line, ...]
+    weights: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict[int, Mapping[str, Tensor]])
+    manifest: Manifest | None = None
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps whose weights are held; without any, those of the first and the last scalars."""
+        return tuple(sorted(self.weights)) or tuple(dict.fromkeys((self.scalars[0].step, self.scalars[-1].step)))
+
+    def load(self, step: int) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return dict(self.weights.get(step, {}))
+
+    def digest(self, step: int) -> str:
+        """A hash of the step's tensors."""
+        return digest(self.weights.get(step, {}))
+
+    def version(self) -> tuple[Any, ...]:
+        """Never changes."""
+        return ()
+
+    def lines(self) -> tuple[Line, ...]:
+        """The scalars, ascending in step."""
+        return self.scalars
