@@ -1,0 +1,121 @@
+"""Gradient noise: against plain loops over examples, known populations, and what must stay undefined."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from workbench.probes.gradient_noise import GradientNoise
+from workbench.subject import Subject
+
+
+class Linear(nn.Module):
+    """w · x for one output."""
+
+    def __init__(self, weight: list[float]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight)[:, None]
+
+
+def summed(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """A loss whose gradient is the example itself."""
+    return outputs[:, 0] + 0 * targets[:, 0]
+
+
+def of_rows(rows: list[list[float]]) -> Subject:
+    x = torch.tensor(rows, dtype=torch.float64)
+    return Subject(Linear([0.3, 0.4]), (x, torch.zeros(len(rows), 1).double()), summed, reduction="none")
+
+
+def test_four_gradients() -> None:
+    data = GradientNoise().run(of_rows([[2, 0], [2, 2], [0, 0], [4, 2]])).data
+    assert float(data.noise_trace) == pytest.approx(4)
+    assert float(data.gradient_square) == pytest.approx(4)
+    assert float(data.diversity) == pytest.approx(0.4)
+    assert float(data.diversity_bound) == pytest.approx(1.6)
+    assert float(data.parameter_snr) == pytest.approx((1.5 + 0.75) / 2 - 1 / 4)
+    assert float(data.snr) == pytest.approx(1.0)
+
+
+def test_a_parameter_without_variance_is_left_out_and_counted() -> None:
+    data = GradientNoise().run(of_rows([[1, 0], [1, 2], [1, 4]])).data
+    assert float(data.constant) == 1
+    assert float(data.parameter_snr) == pytest.approx(2**2 / 4 - 1 / 3)
+
+
+@pytest.fixture(scope="module")
+def net() -> Subject:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x = torch.randn(37, 4).double()
+    weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(weight=weights)
+    return Subject(model, (x, (torch.arange(37) % 7 == 0) * 2), loss, batch_size=5)
+
+
+def plain(subject: Subject) -> np.ndarray:
+    """Every example's gradient of the weighted loss by itself, (n, P), scaled so that the mean is that of the loss."""
+    params = {k: v.clone().requires_grad_() for k, v in subject.params.items()}
+    weights, rows = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64), []
+    batch = next(iter(subject.batches(1000)))
+    for x, y in zip(batch.args[0], batch.targets, strict=True):
+        hidden = torch.tanh(x @ params["0.weight"].T + params["0.bias"])
+        out = hidden @ params["2.weight"].T + params["2.bias"]
+        loss = weights[y] * functional.cross_entropy(out[None], y[None])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(params.values()))]).numpy())
+    return np.array(rows) * len(rows) / weights[batch.targets].sum().item()
+
+
+def test_layers_and_total_are_those_of_a_loop(net: Subject) -> None:
+    data, rows = GradientNoise().run(net).data, plain(net)
+    for name, part in (("0", rows[:, :30]), ("2", rows[:, 30:])):
+        trace = part.var(axis=0, ddof=1).sum()
+        square = (part.mean(0) ** 2).sum() - trace / 37
+        at = data.sel(layer=name)
+        assert float(at.layer_noise_trace) == pytest.approx(trace)
+        assert float(at.layer_gradient_square) == pytest.approx(square)
+        ratio = (part.mean(0) ** 2 / part.var(axis=0, ddof=1)).mean() - 1 / 37
+        assert float(at.layer_parameter_snr) == pytest.approx(ratio)
+    assert float(data.noise_trace) == pytest.approx(rows.var(axis=0, ddof=1).sum())
+    assert float(data.diversity) == pytest.approx((rows**2).sum() / (rows.sum(0) ** 2).sum())
+    assert float(data.noise_scale_low) < float(data.noise_scale) < float(data.noise_scale_high)
+
+
+def test_batches_give_the_same_on_average(net: Subject) -> None:
+    rows = plain(net)[:36]
+    part = net.selected(range(36))
+    scale = 36 / float(part.total_weight) * float(net.total_weight) / 37
+    trace = (rows * scale).var(axis=0, ddof=1).sum()
+    found = [float(GradientNoise(batch=4).run(part, seed=s).data.noise_trace) for s in range(12)]
+    assert np.mean(found) == pytest.approx(trace, abs=4 * np.std(found) / np.sqrt(12))
+    assert np.std(found) > 0
+    assert np.isnan(float(GradientNoise(batch=4).run(part).data.diversity))
+
+
+def test_batch_statistics_need_batches() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
+    data = (torch.randn(24, 4).double(), torch.arange(24) % 3)
+    subject = Subject(model, data, norm="batch", batch_size=4)
+    with pytest.raises(ValueError, match="BatchNorm"):
+        GradientNoise().run(subject)
+    found = GradientNoise(batch=4).run(subject)
+    assert found.converged
+    assert float(found.data.gradients) == 6
+    with pytest.raises(ValueError, match="Give more examples or a smaller batch"):
+        GradientNoise(batch=12).run(subject)
+
+
+def test_a_gradient_out_of_reach_is_undefined_with_a_bound() -> None:
+    rng = np.random.default_rng(0)
+    reading = GradientNoise().run(of_rows((rng.normal(size=(50, 2))).tolist()))
+    assert np.isnan(float(reading.data.noise_scale))
+    assert not bool(reading.data.resolved)
+    assert float(reading.data.noise_scale_low) > 5
+    assert any("undefined" in note for note in reading.notes)

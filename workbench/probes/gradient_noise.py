@@ -1,0 +1,304 @@
+"""Gradient noise: how large a batch must be before its gradient is more signal than noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.figure import AnyMark, Axis, Band, Bars, Figure, Line, Panel, Rule, Text
+from workbench.numerics.noise_scale import Noise, NoiseSums
+from workbench.numerics.sampling import Draw
+from workbench.operators.blocks import Group, groups
+from workbench.operators.gradients import check_apart
+from workbench.operators.graphs import pull, zeros_like
+from workbench.probe import Cost, Probe, Reading, Value, Variable
+from workbench.schema import Doc, Range
+from workbench.shell import precise
+from workbench.subject import Subject
+
+FEWEST = 3
+"""Gradients below which nothing can be said about how sure the numbers are."""
+READINGS = 20
+_BOTH = (
+    ("noise_trace", "trace", "tr Σ, variance of one example's gradient, summed"),
+    ("gradient_square", "square", "‖G‖² of the expected gradient, unbiased"),
+    ("snr", "snr", "gradient signal-to-noise ratio ‖G‖²/tr Σ"),
+)
+
+
+def _variables() -> Iterator[Variable]:
+    for prefix, dims, words in (("", (), ""), ("layer_", ("layer",), ", by layer")):
+        for name, _, long in _BOTH:
+            yield Variable(f"{prefix}{name}", dims, long + words, error=f"{prefix}{name}_error")
+            yield Variable(f"{prefix}{name}_error", dims, "half-width of its 95 % interval")
+        yield Variable(f"{prefix}noise_scale", dims, f"noise scale tr Σ/‖G‖²{words}", "examples",
+                       f"{prefix}noise_scale_error")  # fmt: skip
+        yield Variable(f"{prefix}noise_scale_error", dims, "half the width of its 95 % interval", "examples")
+        yield Variable(f"{prefix}noise_scale_low", dims, "lower end of its 95 % interval", "examples")
+        yield Variable(f"{prefix}noise_scale_high", dims, "upper end of its 95 % interval", "examples")
+        yield Variable(f"{prefix}parameter_snr", dims, f"mean over parameters of E[g]²/Var[g], unbiased{words}")
+        yield Variable(f"{prefix}constant", dims, "parameters whose gradient is the same for all examples")
+
+
+@dataclass(frozen=True)
+class GradientNoise(Probe[Subject]):
+    """Gradient noise scale, the critical batch size it predicts, signal-to-noise ratios and gradient diversity.
+
+    What it measures, with g_i = ∇ℓ_i of n examples and their mean ḡ: ``noise_trace`` tr Σ = Σ ‖g_i - ḡ‖²/(n - 1);
+    ``gradient_square`` ‖G‖² = ‖ḡ‖² - tr Σ/n, unbiased; ``noise_scale`` B = tr Σ/‖G‖², the simple noise scale;
+    ``snr`` = 1/B; ``parameter_snr`` the mean over parameters of (ḡ_j² - v_j/n)/v_j with v_j = Var[g_j], without those
+    that have no variance (``constant`` counts them); ``diversity`` = Σ‖g_i‖²/‖Σ g_i‖² and ``diversity_bound`` n times
+    that, the batch size up to which averaging pays. Each of the first ones by layer too.
+
+    With ``batch`` b > 1 the g_i are gradients of disjoint random batches of b examples, and tr Σ is b times their
+    spread: what the two-batch-size estimator gives when all batches of the small size are used at once. It costs n/b
+    gradients instead of n and has the same error at equal n; diversity needs examples (nan).
+
+    How to read it: below B examples in a batch, doubling the batch nearly halves the steps that are needed; far above
+    it nothing is gained. The curve shows by what factor training takes more steps than with the full gradient,
+    1 + B/batch. B grows while the loss falls.
+
+    What it costs: one gradient of all examples and n of one example each (n/b of b, twice, with ``batch``). Memory: a
+    few vectors of the model's size.
+
+    When it misleads: ‖G‖² near zero makes B meaningless. It is then nan ("undefined"), and ``noise_scale_low`` says
+    what B exceeds; more examples help, about B/3 of them are needed. The examples are those of the subject; a sequence
+    is one example, however many tokens it has. B is for SGD without momentum: Adam's and the curvature-weighted
+    tr(HΣ)/(GᵀHG) differ (``NoiseAlignment`` has the parts of the latter). Weight decay and clipping are left out.
+
+    Errors: 95 % intervals by the jackknife over gradients, exact formulas of leaving one out; that of B is the interval
+    of 1/B turned over, since the ratio is skewed and its inverse is not. ``parameter_snr`` and diversity come without.
+    Before all gradients are in, no errors are known.
+
+    Source: McCandlish, Kaplan, Amodei et al. 2018 (noise scale); Liu et al. 2020 (signal-to-noise ratio); Yin et al.
+    2018 (diversity).
+    """
+
+    examples: Annotated[
+        int, Range(FEWEST, 1_000_000, log=True, soft=(32, 4096)), Doc("At most so many examples, drawn at random.")
+    ] = 512
+    batch: Annotated[
+        int, Range(1, 100_000, log=True, soft=(1, 256)), Doc("Examples in each gradient; 1 is the most informative.")
+    ] = 1
+
+    variables: ClassVar[tuple[Variable, ...]] = (
+        *_variables(),
+        Variable("diversity", (), "gradient diversity Σ‖g‖²/‖Σg‖²"),
+        Variable("diversity_bound", (), "n times the diversity: batch size that still pays", "examples"),
+        Variable("gradient_norm", (), "length of the mean gradient"),
+        Variable("resolved", (), "whether the interval of ‖G‖² lies above zero", kind="bool"),
+        Variable("gradients", (), "gradients taken so far"),
+        Variable("measured", (), "examples that were looked at"),
+        Variable("train_loss", (), "loss at the point", error="train_loss_error"),
+        Variable("train_loss_error", (), "standard error of the loss over examples"),
+    )
+
+    def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
+        """The mean gradient, then one gradient after another against it."""
+        run = _Run(self, self._chosen(subject, draw), draw)
+        for _ in run.steps():
+            yield run.report()
+        yield run.report(last=True)
+
+    def _chosen(self, subject: Subject, draw: Draw) -> Subject:
+        """The examples that are looked at; refused where they say nothing."""
+        used = min(self.examples, subject.examples)
+        if used // self.batch < FEWEST:
+            raise ValueError(
+                f"GradientNoise compares at least {FEWEST} gradients; {used} examples make {used // self.batch} of "
+                f"{self.batch} each. Give more examples or a smaller batch."
+            )
+        if self.batch == 1:
+            check_apart(subject)
+        used -= used % self.batch
+        if used == subject.examples and self.batch == 1:
+            return subject
+        return subject.selected(draw.generator(0).permutation(subject.examples)[:used].tolist())
+
+    def summary(self, data: xr.Dataset) -> dict[str, Value]:
+        """The noise scale or that it is undefined, both of its parts, and diversity."""
+        names = ("noise_scale", "noise_trace", "gradient_square", "snr", "train_loss")
+        found: dict[str, Value] = {n + end: float(data[n + end]) for n in names for end in ("", "_error")}
+        low, high = (float(data[f"noise_scale_{end}"]) for end in ("low", "high"))
+        return found | {"noise_scale_low": low, "noise_scale_high": high, "diversity": float(data.diversity)}
+
+    def figure(self, data: xr.Dataset) -> Figure:
+        """Steps against batch size as the noise scale predicts them, and the noise scale of each layer."""
+        return Figure((_tradeoff(data), _layers(data)))
+
+    def estimate(self, subject: Subject) -> Cost:
+        """Gradients of single examples (or batches), and sums over them."""
+        count = min(self.examples, subject.examples) // self.batch * (1 if self.batch == 1 else 2)
+        words = f"{count} gradients of {self.batch} example{'s' * (self.batch > 1)} each"
+        return Cost(subject.memory() + subject.size * (16 + 4 * subject.dtype.itemsize), count, words)
+
+
+@dataclass
+class _Run:
+    """What one stream knows so far."""
+
+    probe: GradientNoise
+    subject: Subject
+    draw: Draw
+    done: float = 0.001
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        self.groups = groups(self.subject)
+        self.count = self.subject.examples // self.probe.batch
+        self.pairs: list[Tensor] = []
+        found = self.subject.evaluate(None, ("loss",))
+        self.values |= {"train_loss": found["loss"], "train_loss_error": found["loss_error"]}
+
+    def steps(self) -> Iterator[None]:
+        """The mean, and then lengths and products with it."""
+        passes = 1 if self.probe.batch == 1 else 2
+        every = max(self.count // READINGS, 1)
+        self.mean = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.subject.params.items()}
+        if passes == 1:
+            self.mean = {name: g.double() for name, g in self.subject.gradient().items()}
+        for i, gradient in enumerate(self.gradients() if passes == 2 else ()):
+            for name, g in gradient.items():
+                self.mean[name] += g.double() / self.count
+            if (i + 1) % every == 0:
+                self.done = (i + 1) / self.count / 2
+                yield
+        yield from self.compare(passes, every)
+
+    def compare(self, passes: int, every: int) -> Iterator[None]:
+        """Each gradient against the mean."""
+        squares = [torch.stack([part.of(self.mean[part.name]).square().sum() for part in g.parts]) for g in self.groups]
+        self.mean_square = torch.stack([s.sum() for s in squares]).cpu().numpy()
+        self.scatter = {name: torch.zeros_like(m) for name, m in self.mean.items()}
+        for i, gradient in enumerate(self.gradients()):
+            for name, g in gradient.items():
+                self.scatter[name] += (g.double() - self.mean[name]).square()
+            self.pairs.append(self.lengths(gradient))
+            if (i + 1) % every == 0 and i + 1 < self.count:
+                self.done = (passes - 1 + (i + 1) / self.count) / passes
+                yield
+
+    def lengths(self, gradient: Mapping[str, Tensor]) -> Tensor:
+        """‖g‖² and g · ḡ of each layer, (2, layers), on the device."""
+        found: list[Tensor] = []
+        for group in self.groups:
+            parts = [(p.of(gradient[p.name]).double(), p.of(self.mean[p.name])) for p in group.parts]
+            pairs = [torch.stack([g.square().sum(), (g * m).sum()]) for g, m in parts]
+            found.append(torch.stack(pairs).sum(0))
+        return torch.stack(found, 1)
+
+    def gradients(self) -> Iterator[Mapping[str, Tensor]]:
+        """g_i of every example, or of every batch, scaled so that their mean is ∇L."""
+        if self.probe.batch > 1:
+            yield from self.of_batches()
+            return
+        subject = self.subject
+        share = subject.examples / subject.total_weight
+        leaves = {name: p.detach().requires_grad_() for name, p in subject.params.items()}
+        params = list(leaves.values())
+        for batch in subject.batches(1):
+            with precise(subject.device), torch.enable_grad():
+                losses = subject.batch_losses(leaves, batch)
+                assert losses is not None  # refused before
+                for loss in losses:
+                    found = pull([loss], params, None) or zeros_like(params)
+                    yield {name: g * share for name, g in zip(leaves, found, strict=True)}
+
+    def of_batches(self) -> Iterator[Mapping[str, Tensor]]:
+        """Disjoint batches at random, the same ones each time."""
+        subject, size = self.subject, self.probe.batch
+        order = self.draw.generator(1).permutation(subject.examples).tolist()
+        for first in range(0, subject.examples, size):
+            one = subject.selected(order[first : first + size])
+            share = one.total_weight / size * subject.examples / subject.total_weight
+            yield {name: g * share for name, g in one.gradient().items()}
+
+    # --- what it says -----------------------------------------------------------------------------------------------
+
+    def report(self, last: bool = False) -> Reading:
+        """The reading of now."""
+        self.values |= {"gradients": len(self.pairs), "measured": self.subject.examples}
+        if len(self.pairs) > 1:
+            self.values |= self.known()
+        coords = {"layer": np.array([group.name for group in self.groups])}
+        done = 1.0 if last else self.done
+        return self.probe.reading(done, self.values, coords=coords, converged=last, notes=self.notes(last))
+
+    def known(self) -> dict[str, Any]:
+        """Every number from the gradients so far."""
+        pairs = torch.stack(self.pairs).cpu().numpy()
+        sums = NoiseSums(pairs[:, 0], pairs[:, 1], self.mean_square, self.count, self.probe.batch)
+        total = sums.total().estimate()
+        found = {name: value[0] for name, value in _named(total).items()}
+        found |= {f"layer_{name}": value for name, value in _named(sums.estimate()).items()}
+        length = float(self.mean_square.sum())
+        found |= {"gradient_norm": math.sqrt(length), "resolved": bool(total.resolved[0])}
+        if self.probe.batch == 1 and length > 0:
+            diversity = float(pairs[:, 0].sum(1).mean()) / (self.count * length)
+            found |= {"diversity": diversity, "diversity_bound": diversity * self.count}
+        return found | (self.by_parameter() if sums.whole else {})
+
+    def by_parameter(self) -> dict[str, Any]:
+        """The mean ratio of squared mean to variance, and the parameters left out of it."""
+        parts = [_ratios(group, self.mean, self.scatter, self.count) for group in self.groups]
+        sums = torch.stack(parts, 1).cpu().numpy()  # (ratio, varying, constant) by layer
+        with np.errstate(invalid="ignore", divide="ignore"):
+            layer, total = sums[0] / sums[1], sums[0].sum() / sums[1].sum()
+        snr = {"layer_parameter_snr": layer / self.probe.batch, "parameter_snr": total / self.probe.batch}
+        return snr | {"layer_constant": sums[2], "constant": sums[2].sum()}
+
+    def notes(self, last: bool) -> tuple[str, ...]:
+        """What a reader must know about these numbers."""
+        subject, words = self.subject, []
+        if last and not self.values.get("resolved"):
+            low = self.values.get("noise_scale_low", math.nan)
+            more = f"; it is larger than {low:.3g} (95 %)" if math.isfinite(low) else ""
+            words.append(f"the noise scale is undefined: ‖G‖² is not resolved from zero with these examples{more}")
+        if self.probe.batch > 1:
+            words.append(f"gradients are of batches of {self.probe.batch} examples")
+        return (*subject.notes, f"on {subject.examples} of {subject.available or 'unknown'} examples", *words)
+
+
+def _named(noise: Noise) -> dict[str, Any]:
+    found: dict[str, Any] = {name: getattr(noise, attribute) for name, attribute, _ in _BOTH}
+    found |= {f"{name}_error": noise.error[i] for i, (name, _, _) in enumerate(_BOTH)}
+    value, low, high = noise.scale()
+    ends = {"noise_scale_low": low, "noise_scale_high": high, "noise_scale_error": (high - low) / 2}
+    return found | {"noise_scale": value} | ends
+
+
+def _ratios(group: Group, mean: Mapping[str, Tensor], scatter: Mapping[str, Tensor], count: int) -> Tensor:
+    """Σ over parameters of the unbiased ratio, how many vary, how many do not, (3,)."""
+    sums: list[Tensor] = []
+    for part in group.parts:
+        square, variance = part.of(mean[part.name]).square(), part.of(scatter[part.name]) / (count - 1)
+        still = variance == 0
+        ratio = torch.where(still, 0.0, square / torch.where(still, 1.0, variance) - 1 / count)
+        sums.append(torch.stack([ratio.sum(), (~still).sum().double(), still.sum().double()]))
+    return torch.stack(sums).sum(0)
+
+
+def _tradeoff(data: xr.Dataset) -> Panel:
+    value, low, high = (float(data[f"noise_scale{end}"]) for end in ("", "_low", "_high"))
+    x, y = Axis("batch size", "log", "examples"), Axis("steps over fewest possible", "log")
+    if not math.isfinite(value):
+        known = f"larger than {low:.3g}" if math.isfinite(low) else "not known yet"
+        return Panel((Text(1.0, 1.0, f"noise scale undefined, {known}"), Rule(1.0)), x, y, title="noise scale")
+    sizes = np.geomspace(min(1.0, value / 10), value * 100, 100)
+    marks: list[AnyMark] = [Line(sizes, 1 + value / sizes, "1 + B/batch"), Rule(value, "x", f"B = {value:.3g}")]
+    if math.isfinite(high):
+        marks.insert(0, Band(sizes, 1 + low / sizes, 1 + high / sizes))
+    return Panel(tuple(marks), x, y, title="noise scale")
+
+
+def _layers(data: xr.Dataset) -> Panel:
+    places, names = np.arange(1, data.sizes["layer"] + 1), tuple(str(n) for n in data["layer"].values)
+    bars = Bars(places, data.layer_snr.values, data.layer_snr_error.values, names=names)
+    return Panel((bars, Rule(float(data.snr), label="all layers")), Axis(""), Axis("‖G‖²/tr Σ"), title="by layer")
