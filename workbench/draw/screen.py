@@ -37,7 +37,14 @@ def describe(figure: Figure) -> tuple[list[Trace], dict[str, Any]]:
 
 
 def _traces(mark: AnyMark, stage: Stage) -> list[Trace]:
-    return field_traces(mark, stage) if isinstance(mark, Heat | Contour | Surface) else traces(mark, stage)
+    if isinstance(mark, Heat | Contour | Surface):
+        return field_traces(mark, stage)
+    made = traces(mark, stage)
+    if stage.sheet.field is None or stage.solid:
+        return made
+    # What lies on a field knows only its place, and would hide the field's value from the pointer all around it.
+    told = ("hovertemplate", "customdata")
+    return [{k: v for k, v in trace.items() if k not in told} | {"hoverinfo": "skip"} for trace in made]
 
 
 def _whole(trace: Trace) -> Trace:

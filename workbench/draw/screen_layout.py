@@ -100,7 +100,7 @@ def _ticks(r: Ruler) -> dict[str, Any]:
 def _scene(stage: Stage) -> dict[str, Any]:
     """A scene keeps the camera that a person chose, because its revision never changes."""
     page, place = stage.sheet, stage.place
-    far = 1.0 if place.right - place.left > 0.6 else 1.35
+    far = 1.0 if place.right - place.left > 0.6 else 1.6
     sides = {"xaxis": page.x, "yaxis": page.y, "zaxis": page.height}
     scene = {name: _side(r) for name, r in sides.items()} | {
         "domain": {"x": [place.left, place.right], "y": [place.bottom, place.top]},

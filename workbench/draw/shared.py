@@ -97,11 +97,12 @@ const mend = (view) => {
   view.handle_plotly_relayout = function (event) {
     relaid.call(this, event);
     const moved = Object.keys(event ?? {}).map((key) => /^[xy]axis([0-9]*)[.](auto)?range/.exec(key)).find(Boolean);
+    if (this._wb_doubled) { this._wb_doubled = false; return tell(this, { kind: "reset" }); }
     if (!moved || event._doNotReportToPy) return;
     const { [`xaxis${moved[1]}`]: x, [`yaxis${moved[1]}`]: y } = this.el._fullLayout;
     if (x && y) tell(this, { kind: "zoom", x: [...x.range], y: [...y.range] });
   };
-  view.handle_plotly_doubleclick = function () { tell(this, { kind: "reset" }); };
+  view.handle_plotly_doubleclick = function () { this._wb_doubled = true; };
   view._sendTraceDeltas = function (edit) { this.model.set("_wb_drawn", edit); this.touch(); };
   view._sendLayoutDelta = () => {};
   view.perform_render = function () {
@@ -195,6 +196,9 @@ def _pack(value: Any, widget: Any) -> Any:
 _BINARY: dict[str, Any] = {"to_json": _pack, "from_json": _PLAIN["from_json"]}
 
 
+CONFIG = {"responsive": True, "displaylogo": False, "doubleClick": "reset"}
+CONFIG["modeBarButtonsToRemove"] = ["autoScale2d", "select2d", "lasso2d"]
+
 _WHOLE = ("_widget_data", "_widget_layout", "_last_layout_edit_id", "_last_trace_edit_id")
 
 
@@ -225,16 +229,25 @@ class LiveFigure(FigureWidget):
         traces, layout = describe(figure) if figure else ([], {})
         object.__setattr__(self, "_wb_silent", False)
         super().__init__(data=traces, layout=layout)
-        self._config = {"responsive": True, "displaylogo": False}
+        self._config = CONFIG
         object.__setattr__(self, "_wb_sent", (traces, layout))
         object.__setattr__(self, "_wb_lock", threading.Lock())
         self.observe(self._renew, "_wb_asked")
+        self.observe(self._reset, "_wb_touched")
 
     def _renew(self, change: Any) -> None:
         """A page is ready to draw: tell it the figure as it is now."""
         with self._wb_lock:
             self.send_state(_WHOLE)
             self._wb_answered = change["new"]
+
+    def _reset(self, change: Any) -> None:
+        """After a double click the axes are as the present figure has them; in the page, as the first one had them."""
+        if change["new"].get("kind") != "reset":
+            return
+        with self._wb_lock:
+            axes = {name: part for name, part in self._wb_sent[1].items() if name.startswith(("xaxis", "yaxis"))}
+            self.plotly_relayout({f"{name}.range": list(axis["range"]) for name, axis in axes.items()})
 
     def update_from(self, figure: Figure) -> None:
         """Show another figure: changed arrays and words only when its structure is the same, else new traces."""

@@ -94,7 +94,16 @@ def _ipy_number(f: Field, value: Any) -> Control:
         low, high = span(f, value)
         step = f.range.step or (high - low) / 100
         made = ipw.FloatSlider(value=value, min=low, max=high, step=step, readout_format=_digits(step), **extra)
+        return Control((made,), lambda: number(f, _slid(made.value, value, step)), (made,))
     return Control((made,), lambda: number(f, made.value), (made,))
+
+
+def _slid(now: float, first: float, step: float) -> float:
+    """A slider's value, without the page's rounding errors; the first one while it is within a step.
+
+    As soon as it is shown, the page moves a slider to its nearest step, which is nobody's choice.
+    """
+    return first if abs(now - first) < 0.55 * step else round(now, 2 + max(0, math.ceil(-math.log10(step))))
 
 
 def _ipy_log(f: Field, value: Any) -> Control:
@@ -112,7 +121,8 @@ def _ipy_log(f: Field, value: Any) -> Control:
     box.add_class("wb-number")
 
     def slid(_: Any) -> None:
-        if f"{slider.value:.2g}" != f"{box.value:.2g}":
+        # The page moves a slider to its nearest step as soon as it is shown; a person moves it by a step at least.
+        if abs(math.log10(slider.value / box.value)) > 0.55 * 0.05:
             box.value = number(f, float(f"{slider.value:.2g}"))
 
     def typed(_: Any) -> None:

@@ -210,11 +210,13 @@ class Places:
             ValueError: the range is smaller, or farther away, than the probe's settings allow.
         """
         reading = self.map
-        if reading is None or not all(map(math.isfinite, (*u, *v))) or _alike(_ranges(reading), (u, v)):
-            return False
         now: Any = self._session.order.probe
+        if reading is None or schema.measured(reading.probe) != schema.measured(now):
+            return False  # what was zoomed into is on its way out
+        if not all(map(math.isfinite, (*u, *v))) or _alike(_ranges(reading), (u, v)):
+            return False
         whole = self._whole if self._whole is not None and now == self._part else (now, *_ranges(reading))
-        if _covers((u, v), whole[1:]):
+        if self.zoomed and _covers((u, v), whole[1:]):
             return self.whole()
         part = _rounded(now.zoomed(reading.data, (min(u), max(u)), (min(v), max(v))))
         self._session.settle(part)
