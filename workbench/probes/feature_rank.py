@@ -311,7 +311,14 @@ def _ranks(one: xr.Dataset) -> Panel:
     marks.append(Line(at, one.possible.values, "possible", "reference"))
     for (name, _), role in zip(RANKS, ROLES, strict=False):
         marks.append(Points(at, one[name].values, one[f"{name}_error"].values, name.replace("_", " "), role))
-    return Panel(tuple(marks), Axis("layer"), Axis("rank", "log"), title=f"ranks of {one['source'].item()}")
+    drawn = np.stack([one.possible.values, *(one[name].values for name, _ in RANKS[: len(ROLES)])])
+    low, high = 0.8 * float(np.nanmin(drawn)), 1.2 * float(np.nanmax(drawn))
+    room = high * (high / low) ** 0.8  # for the legend, above what is possible
+    return Panel(tuple(marks), Axis("layer"), Axis("rank", "log", limits=(low, room)), title=_title("ranks", one))
+
+
+def _title(of: str, one: xr.Dataset) -> str:
+    return f"{of} of {one['source'].item()}"
 
 
 def _spectra(one: xr.Dataset, words: str) -> Panel:
