@@ -31,7 +31,8 @@ class RandomBulk:
     ``threshold``: the largest of noise alone stays below it in 99 of 100 matrices (Tracy and Widom). ``spikes`` lie
     above it. ``mass`` and ``norm``: the shares of the number and of the sum of the eigenvalues that lie between the
     edges, widened by what chance does there. ``misfit``: root mean square distance between the law's quantiles and the
-    eigenvalues that are no spikes, over the standard deviation of these; near 0 the law describes them, near 1 not.
+    eigenvalues that are no spikes, over the standard deviation of these or of the law, whichever is larger; near 0 the
+    law describes them, near 1 not.
     """
 
     std: float
@@ -89,8 +90,7 @@ def _widths(narrow: int, wide: int, blocks: int) -> tuple[float, float]:
 
 def _misfit(values: Floats, ratio: float, scale: float) -> float:
     law = scale * marchenko_pastur_quantile((np.arange(values.size) + 0.5) / values.size, ratio)
-    spread = float(values.std())
-    return float(np.sqrt(((values - law) ** 2).mean())) / spread if spread > 1e-12 * float(values[-1]) else math.nan
+    return float(np.sqrt(((values - law) ** 2).mean())) / max(float(values.std()), float(law.std()))
 
 
 def random_bulk_density(at: ArrayLike, rows: int, columns: int, std: float) -> Floats:

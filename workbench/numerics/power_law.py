@@ -23,8 +23,8 @@ LEAST_TAIL = 25
 """Values that a tail must hold."""
 CANDIDATES = 60
 """Beginnings of the tail that are tried, evenly spread in rank."""
-FLAT = 1e-6
-"""A tail whose largest value exceeds its smallest by no more than this share has no slope."""
+FLAT = 1e-3
+"""A tail whose largest value exceeds its smallest by no more than this share has no slope: rounding makes so much."""
 
 
 @dataclass(frozen=True)

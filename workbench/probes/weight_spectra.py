@@ -140,7 +140,7 @@ class WeightSpectra(Probe[Subject]):
         Variable("spikes", ("layer",), "eigenvalues above the threshold"),
         Variable("bulk_mass", ("layer",), "share of the eigenvalues between the edges, widened by chance"),
         Variable("bulk_norm", ("layer",), "share of Σ x between the edges, widened by chance"),
-        Variable("bulk_misfit", ("layer",), "distance of the bulk's quantiles from the law's, over their spread"),
+        Variable("bulk_misfit", ("layer",), "distance of the bulk's quantiles from the law's, over the larger spread"),
         Variable("analysed", ("parameter",), "whether the parameter is in one of the matrices", kind="bool"),
         Variable("vector", ("parameter",), "not analysed: fewer than two dimensions", kind="bool"),
         Variable("left_out", ("parameter",), "not analysed: left out by the setting layers", kind="bool"),
@@ -268,6 +268,8 @@ class _Run:
         if any(m.groups for m in self.weights.matrices):
             said.append(f"convolutions as {self.probe.convolution!r}: {_CONVOLUTION[self.probe.convolution]}")
         said += [f"{listed(names, 20)}: {reason}" for reason, names in self.refused.items()]
+        if self.probe.resamples == 0:
+            said.append("resamples=0: no goodness of fit, so that nothing is called a power law")
         if self.narrow:
             said.append(f"no Marchenko-Pastur law, too narrow or without rank: {listed(self.narrow, 20)}")
         return tuple(said)

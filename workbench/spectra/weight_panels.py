@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from workbench.figure import AnyMark, Axis, Bars, Line, Panel, Points, Role, Rule
 from workbench.numerics.marchenko_pastur import random_bulk_density
+from workbench.numerics.power_law import FEWEST
 from workbench.spectra.layer_panels import short
 from workbench.spectra.weight_numbers import VALID
 
@@ -63,13 +64,15 @@ def ranks(data: xr.Dataset) -> Panel:
 
 
 def shown(data: xr.Dataset, words: str) -> list[int]:
-    """The layers whose densities are drawn: those that ``words`` name, or a few spread over all that are known."""
+    """The layers whose densities are drawn: those that ``words`` name, or a few spread over those with many values."""
     known = [i for i in range(data.sizes["layer"]) if np.isfinite(data.eigenvalue.values[i]).any()]
     asked = [word.strip() for word in words.split(",") if word.strip()]
     names = [str(name) for name in data["layer"].values]
     if asked:
         return [i for i in known if any(fnmatch.fnmatchcase(names[i], word) for word in asked)]
     most = FEW if len(names) > CROWD else MANY
+    enough = np.isfinite(data.eigenvalue.values).sum(1) >= FEWEST
+    known = [i for i in known if enough[i]] or known
     places = np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int))
     return [known[i] for i in places]
 
