@@ -1,4 +1,4 @@
-"""Pitfall 15: densities smoothed until the bulk is gone, and collapse measured on classes that are absent."""
+"""Pitfall 15: densities smoothed until the bulk is gone, collapse of absent classes, power laws of a few values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from workbench.numerics import quadrature as quad
 from workbench.numerics.density import spectral_density
 from workbench.numerics.krylov import lanczos
+from workbench.numerics.power_law import fit_tail
 from workbench.probes.collapse import NeuralCollapse
+from workbench.probes.weight_spectra import WeightSpectra
 from workbench.subject import Subject
 
 
@@ -159,3 +161,42 @@ def test_an_absent_class_is_left_out_and_said() -> None:
         uses_the_classes_that_are_there(with_zeros_for_the_absent)
     with pytest.raises(AssertionError, match="not said"):
         uses_the_classes_that_are_there(unsaid)
+
+
+# -------------------------------------------------------------------------------------------------------- power laws
+
+Exponent = Callable[[Tensor], tuple[float, float]]
+"""(exponent, error) of a weight's eigenvalues, nan where none is said."""
+
+
+def refuses_a_few_values(exponent: Exponent) -> None:
+    """Below 50 eigenvalues no exponent; from there on one with an interval."""
+    weight = torch.from_numpy(np.random.default_rng(0).normal(size=(80, 80)))
+    assert not np.isfinite(exponent(weight[:49])[0]), "an exponent of 49 values"
+    found, error = exponent(weight[:50])
+    assert np.isfinite(found)
+    assert error > 0.1, "an exponent without an interval"
+
+
+def our_exponent(weight: Tensor) -> tuple[float, float]:
+    model = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(weight)
+    subject = Subject(model, (torch.zeros(2, weight.shape[1], dtype=torch.float64), torch.tensor([0, 1])))
+    found = WeightSpectra(resamples=20).run(subject).data
+    return float(found.alpha[0]), float(found.alpha_error[0])
+
+
+def of_whatever_there_is(weight: Tensor) -> tuple[float, float]:
+    """The fault: Hill's estimate of any tail of any length, and nothing beside it."""
+    values = np.linalg.svd(weight.numpy(), compute_uv=False) ** 2
+    law = fit_tail(values, float(np.median(values)))
+    return (law.alpha if law else np.nan), 0.0
+
+
+def test_a_power_law_refuses_a_few_values() -> None:
+    refuses_a_few_values(our_exponent)
+    with pytest.raises(AssertionError, match="of 49 values"):
+        refuses_a_few_values(of_whatever_there_is)
+    with pytest.raises(AssertionError, match="without an interval"):
+        refuses_a_few_values(lambda w: of_whatever_there_is(w) if len(w) > 49 else (np.nan, np.nan))
