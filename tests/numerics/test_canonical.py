@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import approx
 from scipy.linalg import eigh, orthogonal_procrustes
@@ -133,6 +133,7 @@ def test_the_error_is_as_large_as_the_spread_of_other_examples(measure: Measure)
 # --------------------------------------------------------------------------- laws
 
 
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
 def test_what_each_forgives(seed: int, scale: float) -> None:
     x, y = draws(seed, 50, 4, 6)
