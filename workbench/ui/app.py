@@ -339,6 +339,7 @@ class Page:
         self.form[:] = [shown]
         self._explained()
         self.step.disabled = not self.session.needs_step
+        self.format.options = list(self.session.formats)
 
     def _heard(self, reading: Reading) -> None:
         """In the job's thread: make the picture here, hand it to the page's thread."""
