@@ -1,19 +1,18 @@
-"""What a bench does, as Python that a person can keep: the reading on screen, or the model at a point of a map."""
+"""What a bench does, as Python that a person can keep: the reading on screen, or the model at a point of a map.
+
+A ``session`` is a :class:`~workbench.ui.session.Session`, an ``order`` and a ``place`` are its, which import this.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench import schema
 from workbench.probe import Probe
 
-if TYPE_CHECKING:
-    from workbench.ui.places import Place
-    from workbench.ui.session import Order, Session
 
-
-def measuring(session: Session) -> str:
+def measuring(session: Any) -> str:
     """Lines that make the same reading, given names ``subject``, ``pair`` or ``runs`` where no file has them."""
     order = session.order
     seconds = "" if order.seconds is None else f", seconds={order.seconds:g}"
@@ -25,7 +24,7 @@ def measuring(session: Session) -> str:
     return "\n".join(lines)
 
 
-def loading(session: Session, place: Place) -> str:
+def loading(session: Any, place: Any) -> str:
     """Lines after which ``there`` is the model at a place, as a Subject."""
     subject = _model(session, session.order)
     return "\n".join(["import workbench as wb", *_imports(place.plane), *_opening(session), *place.code(subject)])
@@ -38,7 +37,7 @@ def _imports(probe: Probe[Any]) -> list[str]:
     return [f"import {m}" for m in sorted(modules) if m.partition(".")[0] != "workbench"]
 
 
-def _opening(session: Session) -> list[str]:
+def _opening(session: Any) -> list[str]:
     """The line that opens a recorded folder; other targets have no file to be opened from."""
     target = session.target
     folder = getattr(getattr(target, "source", None), "folder", None)
@@ -50,18 +49,18 @@ def _opening(session: Session) -> list[str]:
     return [opened + (f".using({using})" if using else "")]
 
 
-def _looked_at(session: Session, order: Order) -> str:
+def _looked_at(session: Any, order: Any) -> str:
     """Where the order looks, as an expression."""
     if order.probe.looks_at == session.kind:
         return session.kind
     return _model(session, order) if order.probe.looks_at == "subject" else _member(session, order)
 
 
-def _member(session: Session, order: Order) -> str:
+def _member(session: Any, order: Any) -> str:
     return f"runs[{order.run!r}]" if session.kind == "runs" else session.kind
 
 
-def _model(session: Session, order: Order) -> str:
+def _model(session: Any, order: Any) -> str:
     """The one model that the order points at, as an expression."""
     member = _member(session, order)
     return f"{member}.subject({order.step})" if session.steps else member
