@@ -235,8 +235,11 @@ def says_how_sure(case: Case) -> None:
 def keeps_nan(case: Case) -> None:
     """Whatever reads NaN from the net (or from the record, if it reads no net) says NaN, or refuses with words.
 
-    A probe to which the net's outputs make no difference at all reads its weights: NaN goes in there.
+    A probe to which the net's outputs make no difference at all reads its weights: NaN goes in there. An experiment
+    reads nothing that NaN could go into; tests/experiments lets its training diverge instead.
     """
+    if case.probe.looks_at == "nothing":
+        return
     assert case.readings
     here = case.world(planted=None if case.passes else math.nan)
     FUSE.poison_from = max(case.passes // 2, 1) if case.passes else None

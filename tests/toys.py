@@ -225,9 +225,14 @@ class World:
 
 def world(looks_at: str, folder: Path, planted: float | None = None) -> World:
     """A world of the kind that a probe looks at; ``planted`` (nan) is put among weights or recorded scalars."""
-    return {"subject": _subject_world, "pair": _pair_world, "trajectory": _path_world, "runs": _runs_world}[looks_at](
-        folder, planted
-    )
+    worlds = {"subject": _subject_world, "pair": _pair_world, "trajectory": _path_world, "runs": _runs_world}
+    return worlds.get(looks_at, _no_world)(folder, planted)
+
+
+def _no_world(folder: Path, planted: float | None) -> World:
+    from workbench.nothing import Nothing
+
+    return World(Nothing(), (), ())
 
 
 def _subject_world(folder: Path, planted: float | None) -> World:

@@ -1,4 +1,4 @@
-"""The command line: ``workbench demo | probe | along | export | list | serve | doctor``; it alone has progress bars."""
+"""The command line: ``workbench demo | probe | along | experiment | export | list | serve | doctor``, and its bars."""
 
 from __future__ import annotations
 
@@ -245,6 +245,36 @@ def _draw(reading: Reading, target: str, chosen: argparse.Namespace) -> None:
     print(f"figure written: {export(reading, target, **style)}")
 
 
+# --- experiment -------------------------------------------------------------------------------------------------------
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="see `workbench list`")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds to judge (default: 5)")
+    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first of them (default: 0)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob; repeat")
+
+
+def _experiment(chosen: argparse.Namespace) -> int:
+    """Print a line for each seed; 1 where one of them failed."""
+    from workbench import catalog
+    from workbench.experiments.experiment import Experiment, judge
+
+    experiment = catalog.make(chosen.name, _settings(chosen.set))
+    if not isinstance(experiment, Experiment):
+        raise TypeError(f"{experiment.name} is a probe and gives no verdict; `workbench list` names experiments.")
+    if chosen.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1; got {chosen.seeds}.")
+    passed = list[bool]()
+    with _progress() as say:
+        seeds = range(chosen.first, chosen.first + chosen.seeds)
+        for found in judge(experiment, seeds, lambda reading: say(experiment.name, reading.done)):
+            print(f"seed {found.seed}  {found.seconds:6.1f} s  {found.verdict}", flush=True)
+            passed.append(found.verdict.passed)
+    print(f"{experiment.name}: {sum(passed)} of {len(passed)} seeds passed; {experiment.threshold_words}")
+    return 0 if all(passed) else 1
+
+
 # --- list, serve, doctor ----------------------------------------------------------------------------------------------
 
 
@@ -299,6 +329,7 @@ _COMMANDS: dict[str, tuple[_Run, str, Callable[[argparse.ArgumentParser], None]]
     "demo": (_demo, "train a small net, probe it, and write a report folder", _add_demo),
     "probe": (_probe, "measure one step of a recorded training", _add_probe),
     "along": (_along, "measure every checkpoint of a recorded training", _add_along),
+    "experiment": (_experiment, "show a paper's effect on several seeds, with a verdict for each", _add_experiment),
     "export": (_export, "draw a stored reading for a paper", _add_export),
     "list": (_list, "the probes there are", _add_list),
     "serve": (_serve, "the bench as a web page, on this machine only", _add_serve),

@@ -1,0 +1,179 @@
+"""Grokking as the passage from lazy to rich learning: the output scale sets the delay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from workbench.experiments.arms import VARIABLES, Arms, arms_grokking, curves_panel, evaluation_steps
+from workbench.experiments.experiment import Experiment, Verdict
+from workbench.figure import Axis, Figure, Line, Panel, Points
+from workbench.numerics.sampling import Draw
+from workbench.pace import Pace
+from workbench.probe import Cost, Reading, Value, Variable
+from workbench.probes.spectrum import HessianSpectrum
+from workbench.schema import Doc, Range, Slow
+from workbench.subject import Subject
+from workbench.zoo.quadratic import Examples, polynomial, scaled_sum
+
+TEST = 1000
+"""Examples that the test score is taken on."""
+
+
+@dataclass(frozen=True)
+class GrokkingLazyToRich(Experiment):
+    """Grokking by lazy learning that turns rich: the larger the output scale α, the longer the delay.
+
+    The recipe (Kumar, Bordelon, Gershman, Pehlevan 2024, arXiv:2310.06110): a two-layer net
+    f(x) = (α/N) Σ φ(w_i·x/√D), φ(h) = h + ε h²/2, less its initial value, learns y = (β·x)²/(2D) from ``examples``
+    Gaussian inputs by gradient descent on the half mean square, without any regularisation. The learning rate is
+    0.5 / λ, with λ the largest eigenvalue of the Gauss-Newton matrix at the initial weights, so that each α starts
+    equally fast. Seeds decide data, teacher and weights; the arms of one seed share all three. A score is the
+    explained share of the initial loss; it is learned at 0.95.
+
+    How to read it: ``delay_ratio`` (arm) over α. A lazy net (large α) first fits the training set with the features it
+    was born with, which do not fit the task, and generalises only when they have moved. ``delay_ratio_least`` is what
+    a ratio exceeds where training ended before.
+
+    The verdict: the delay at the largest α over that at the smallest must reach 1.5, and no delay may lie below that
+    of a smaller α by more than what the evaluations leave open.
+
+    What it costs: ``arms`` trainings of at most ``steps`` steps of the whole data, some seconds.
+
+    When it misleads: with more examples the delay shrinks; far larger α never leave the kernel's solution.
+
+    Errors: what the log-spaced evaluations (40 a decade) leave open.
+    """
+
+    variables: ClassVar[tuple[Variable, ...]] = (
+        *VARIABLES,
+        Variable("learning_rate", ("arm",), "step of gradient descent, half of 1 / sharpness at the start"),
+    )
+    least_growth: ClassVar[float] = 1.5
+    learned: ClassVar[float] = 0.95
+
+    smallest: Annotated[float, Range(1e-3, 1e3, log=True, soft=(0.1, 1)), Doc("Smallest output scale α."), Slow()] = 0.5
+    largest: Annotated[float, Range(1e-3, 1e3, log=True, soft=(1, 16)), Doc("Largest output scale α."), Slow()] = 4.0
+    arms: Annotated[int, Range(2, 12), Doc("Output scales, evenly spaced on a log axis."), Slow()] = 4
+    curvature: Annotated[
+        float, Range(0.0, 10.0, soft=(0.05, 1)), Doc("ε: how quadratic the initial features are."), Slow()
+    ] = 0.5
+    examples: Annotated[int, Range(4, 100_000, soft=(50, 1000)), Doc("Training examples."), Slow()] = 300
+    dimension: Annotated[int, Range(1, 1000, soft=(5, 100)), Doc("Inputs D."), Slow()] = 30
+    width: Annotated[int, Range(1, 10_000, soft=(10, 1000)), Doc("Hidden units N."), Slow()] = 300
+    steps: Annotated[int, Range(2, 1_000_000, soft=(100, 20_000)), Doc("Steps at most, for each α."), Slow()] = 4000
+
+    def validate(self) -> None:
+        """The scales ascend."""
+        if not self.smallest < self.largest:
+            raise ValueError(f"smallest={self.smallest:g} must lie below largest={self.largest:g}.")
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The output scales, ascending."""
+        return tuple(float(a) for a in np.geomspace(self.smallest, self.largest, self.arms))
+
+    def stream(self, subject: Any, draw: Draw) -> Iterator[Reading]:
+        """Train arm after arm, the smallest and quickest scale first."""
+        train, test = polynomial(self.dimension, self.examples, TEST, draw.seed)
+        arms = Arms(self.scales, evaluation_steps(self.steps), arms_grokking(self.learned))
+        rates, pace = np.full(self.arms, np.nan), Pace()
+        for arm, alpha in enumerate(self.scales):
+            net = scaled_sum(self.dimension, self.width, alpha, self.curvature, draw.seed + 1_000_003)
+            rates[arm] = _rate(net, train)
+            for step in _descend(arms, arm, net, float(rates[arm]), train, test):
+                if pace.due():
+                    yield self._report(arms, rates, (arm + (step + 1) / (self.steps + 2)) / self.arms)
+            arms.finish(arm)
+            yield self._report(arms, rates, (arm + 1) / self.arms)
+
+    def _report(self, arms: Arms, rates: Any, done: float) -> Reading:
+        coords = {"arm": arms.values, "step": arms.steps}
+        notes = ("a score is the explained share of the initial loss, on 1000 test examples",)
+        values = arms.now() | {"learning_rate": rates}
+        return self.reading(done, values, coords=coords, converged=done == 1, notes=notes)
+
+    def summary(self, data: xr.Dataset) -> dict[str, Value]:
+        """The delay at either end, and how much it grew between them."""
+        first, last = data.isel(arm=0), data.isel(arm=-1)
+        return {
+            "delay_growth": _growth(data),
+            "delay_ratio_smallest": float(first.delay_ratio),
+            "delay_ratio_smallest_error": float(first.delay_ratio_error),
+            "delay_ratio_largest": float(last.delay_ratio),
+            "delay_ratio_largest_error": float(last.delay_ratio_error),
+        }
+
+    def verdict(self, data: xr.Dataset) -> Verdict:
+        """Delay at the largest over that at the smallest scale, which must not fall in between."""
+        growth, steady = _growth(data), _never_falls(data)
+        ratios = ", ".join(_ratio_words(data.isel(arm=k)) for k in range(data.sizes["arm"]))
+        words = f"growth of the delay ratio with the output scale: {ratios}{'' if steady else '; it falls in between'}"
+        return Verdict(bool(growth >= self.least_growth and steady), growth, self.least_growth, words)
+
+    def figure(self, data: xr.Dataset) -> Figure:
+        """Both losses of each arm on log axes, and the delay over the output scale."""
+        losses = curves_panel(data, "α =", "half mean square", ("train_loss", "test_loss"), "log")
+        alpha, delay = data["arm"].values, data.delay_ratio.values
+        points = Points(alpha, delay, data.delay_ratio_error.values)
+        panel = Panel((Line(alpha, delay), points), Axis("output scale α", "log"), Axis("delay ratio", "log"))
+        return Figure((losses, panel), title="delay grows as learning gets lazy")
+
+    def estimate(self, subject: Any) -> Cost:
+        """Data, hidden activations and their gradients in float32."""
+        rows = self.examples + TEST
+        held = 4 * rows * (self.dimension + 6 * self.width) + 16 * self.width * self.dimension
+        return Cost(held, None, f"{self.arms} trainings of at most {self.steps} steps")
+
+
+def _rate(net: nn.Module, train: Examples) -> float:
+    """Half of 1 / sharpness of the half mean square at the initial weights."""
+    probe = HessianSpectrum(operator="ggn", top=1, minimum=False, trace=False, density=False)
+    found = probe.run(Subject(net, train, "half_mse", max_examples=None))
+    return 0.5 / float(found.data.eigenvalue[0])
+
+
+def _descend(arms: Arms, arm: int, net: nn.Module, rate: float, train: Examples, test: Examples) -> Iterator[int]:
+    """Gradient descent with evaluations on the way; yields the step of each, and ends when the test is learned."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    start = (_half_square(net, train).item(), _half_square(net, test).item())
+    due = set(arms.steps)
+    for step in range(arms.steps[-1] + 1):
+        loss = _half_square(net, train)
+        if step in due:
+            with torch.no_grad():
+                now = (loss.item(), _half_square(net, test).item())
+            scores = {f"{n}_score": 1 - v / s for n, v, s in zip(("train", "test"), now, start, strict=True)}
+            arms.put(arm, step, scores | {"train_loss": now[0], "test_loss": now[1]})
+            yield step
+            if arms.settled(arm):
+                return
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _half_square(net: nn.Module, data: Examples) -> Tensor:
+    return (net(data[0]) - data[1]).square().mean() / 2
+
+
+def _growth(data: xr.Dataset) -> float:
+    """Largest scale's delay, or what it exceeds, over the smallest's; nan until both are known."""
+    return float(data.delay_ratio_least[-1] / data.delay_ratio[0])
+
+
+def _never_falls(data: xr.Dataset) -> bool:
+    """Whether each delay, with what is open about it, reaches the largest of those before."""
+    sure, reach = data.delay_ratio_least.values, np.nan_to_num(data.delay_ratio_error.values)
+    return all(sure[k] + reach[k] >= (sure[:k] - reach[:k]).max() for k in range(1, len(sure)))
+
+
+def _ratio_words(arm: xr.Dataset) -> str:
+    known = np.isfinite(float(arm.delay_ratio))
+    return f"{'' if known else 'more than '}{float(arm.delay_ratio_least):.3g} at {float(arm['arm']):g}"
