@@ -19,13 +19,15 @@ IGNORED = -100
 class LabelledRows:
     """One batch as rows: features (n, d) and logits (n, C) in float64, class numbers (n,), examples they came from.
 
-    For token models n counts the tokens that have a target.
+    For token models n counts the tokens that have a target; ``origins`` (n,) says which of the batch's ``examples``
+    each row belongs to.
     """
 
     features: Tensor
     logits: Tensor
     targets: Tensor
     examples: int
+    origins: Tensor
 
     @property
     def classes(self) -> int:
@@ -39,11 +41,34 @@ def labelled_rows(subject: Subject, layer: Layer) -> Iterator[LabelledRows]:
     Raises:
         ValueError: the subject's targets are not class labels.
     """
-    for caught in stream(subject, (layer,)):
+    for (rows,) in labelled_layers(subject, (layer,)):
+        yield rows
+
+
+def labelled_layers(subject: Subject, layers: tuple[Layer, ...]) -> Iterator[tuple[LabelledRows, ...]]:
+    """Stream the features of several layers with their labels in one pass: for each batch, the rows of each layer.
+
+    Raises:
+        ValueError: the subject's targets are not class labels, or a layer's features have no row for each of them.
+    """
+    for caught in stream(subject, layers):
         targets = _labels(caught)
         kept = targets.flatten() != IGNORED
-        features = as_rows(caught.features[layer], targets).double()[kept]
-        yield LabelledRows(features, _logits(caught.outputs, targets)[kept], targets.flatten()[kept], caught.batch.size)
+        origins = torch.arange(targets.numel(), device=targets.device) // max(targets.numel() // len(targets), 1)
+        logits, numbers, size = _logits(caught.outputs, targets)[kept], targets.flatten()[kept], caught.batch.size
+        yield tuple(
+            LabelledRows(_rows(caught, layer, targets)[kept], logits, numbers, size, origins[kept]) for layer in layers
+        )
+
+
+def _rows(caught: Caught, layer: Layer, targets: Tensor) -> Tensor:
+    rows = as_rows(caught.features[layer], targets).double()
+    if len(rows) == targets.numel():
+        return rows
+    raise ValueError(
+        f"layer {layer.name!r} gives features of shape {tuple(caught.features[layer].shape)}, which are not one row "
+        f"for each of the {targets.numel()} labels of a batch; choose another layer."
+    )
 
 
 def predicted(logits: Tensor) -> Tensor:

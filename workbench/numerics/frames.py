@@ -60,9 +60,10 @@ def equiangle(rows: Tensor) -> float:
     return float(_off_diagonal(cosines(rows) + 1 / (len(rows) - 1)).abs().mean())
 
 
-def mean_cosine(rows: Tensor) -> float:
-    """Mean cosine over pairs: 0 for an orthogonal frame, -1/(C-1) for a simplex frame around zero."""
-    return float(_off_diagonal(cosines(rows)).mean())
+def mean_cosine(rows: Tensor, *, absolute: bool = False) -> float:
+    """Mean cosine over pairs (or its size): 0 for an orthogonal frame, -1/(C-1) for a simplex frame around zero."""
+    found = _off_diagonal(cosines(rows))
+    return float((found.abs() if absolute else found).mean())
 
 
 def _off_diagonal(square: Tensor) -> Tensor:
@@ -86,3 +87,54 @@ def class_distance_variance(variances: Tensor, means: Tensor) -> float:
     """CDNV, mean over pairs of (σ_c² + σ_c'²) / (2 ‖μ_c - μ_c'‖²), with σ_c² = E‖h - μ_c‖² over the class."""
     apart = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist") ** 2
     return float(_off_diagonal((variances[:, None] + variances[None, :]) / (2 * apart)).mean())
+
+
+def product_distance(weight: Tensor, rows: Tensor) -> float:
+    """NC3 as a product: ‖W Mᵀ/‖W Mᵀ‖_F - (I - 11ᵀ/C)/√(C-1)‖_F; 0 asks for a simplex frame as well as for duality."""
+    product = weight @ rows.T
+    classes = len(rows)
+    ideal = torch.eye(classes, dtype=rows.dtype, device=rows.device) - 1 / classes
+    return float(torch.linalg.matrix_norm(product / torch.linalg.matrix_norm(product) - ideal / (classes - 1) ** 0.5))
+
+
+def row_cosine(weight: Tensor, rows: Tensor) -> float:
+    """NC3 as angles: the mean over classes of the cosine between the classifier's row and the class mean."""
+    lengths = torch.linalg.vector_norm(weight, dim=1) * torch.linalg.vector_norm(rows, dim=1)
+    return float(((weight * rows).sum(1) / lengths).mean())
+
+
+def orthogonal_distance(means: Tensor, lengths: Tensor | None = None) -> float:
+    """‖G/‖G‖_F - D/‖D‖_F‖_F, G = means meansᵀ and D = diag(lengths²), uncentred; the means' own lengths if None."""
+    gram = means @ means.T
+    ideal = torch.diag(gram.diagonal() if lengths is None else lengths**2)
+    return float(torch.linalg.matrix_norm(gram / torch.linalg.matrix_norm(gram) - ideal / torch.linalg.norm(ideal)))
+
+
+def outside_cosine(means: Tensor, outside: Tensor) -> float:
+    """NC5: mean over classes of |cos(μ_c, μ_outside)|, the latter the mean feature of examples of no class."""
+    lengths = torch.linalg.vector_norm(means, dim=1) * torch.linalg.vector_norm(outside)
+    return float(((means @ outside).abs() / lengths).mean())
+
+
+def distance_to_collapse(means: Tensor, counts: Tensor, scatter: Tensor) -> float:
+    """How far features are from collapsed ones, min ‖H - 1μᵀ - α S R‖_F / ‖H - 1μᵀ‖_F: 0 if collapsed, at most 1.
+
+    S gives each example its class's row of a simplex frame; shift μ, scale α and rotation R fit best, so this is the
+    least perturbation, relative to the features' own spread. From class means (C, d), ``counts`` (C,) and ``scatter``
+    (C,), Σ‖h - μ_c‖² of each class. Cost O(C² d). Where d < C - 1 rotations are partial ones, and 0 is out of reach.
+    """
+    sizes = counts.double()
+    ideal = torch.eye(len(means), dtype=means.dtype, device=means.device) - 1 / len(means)
+    apart, frame = (x - (sizes @ x) / sizes.sum() for x in (means, ideal))
+    square = scatter.sum() + (sizes * (apart**2).sum(1)).sum()
+    cross = frame.T @ (sizes[:, None] * apart)
+    nuclear = torch.linalg.eigvalsh(cross @ cross.T).clamp_min(0).sqrt().sum()
+    fitted = nuclear**2 / (sizes * (frame**2).sum(1)).sum()
+    return float((1 - fitted / square).clamp_min(0).sqrt())
+
+
+def merged(rows: Tensor, tolerance: float = 1e-5) -> list[tuple[int, int]]:
+    """Pairs of classes whose means lie closer than ``tolerance`` times the root mean square length of the rows."""
+    scale = (rows**2).sum(1).mean().sqrt()
+    near = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") <= tolerance * scale
+    return [(int(i), int(j)) for i, j in near.triu(1).nonzero().tolist()]

@@ -2,29 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from workbench.activations import Classifier, find_classifier
-from workbench.features import LabelledRows, labelled_rows, predicted
+from workbench.collapsing import (
+    Passes,
+    Values,
+    duality,
+    each_fold,
+    of_frame,
+    of_scatter,
+    present,
+    spread,
+    weight_rows,
+    with_errors,
+    words,
+)
 from workbench.figure import Axis, Bars, Figure, Heat, Panel, Points, Rule
+from workbench.imbalance import Theory, inapplicable, predict, row_lengths
 from workbench.numerics import frames
+from workbench.numerics.collapse import of_moments
 from workbench.numerics.sampling import Draw
 from workbench.numerics.stats import ClassMoments
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Doc
+from workbench.schema import Choice, Doc, Range
 from workbench.subject import Subject
+
+_MEASURES = {
+    "nc1": "within-class variability, Tr(Σ_W Σ_B⁺)/C",
+    "nc1_ratio": "within-class over between-class variance, Tr Σ_W / Tr Σ_B",
+    "cdnv": "class-distance normalised variance, mean over pairs",
+    "nc2_equinorm": "spread of the class means' lengths",
+    "nc2_equiangle": "mean deviation of cosines from -1/(C-1)",
+    "nc2_simplex": "distance of the means to a simplex frame",
+    "nc3": "distance of classifier and class means, squared",
+    "nc3_product": "distance of classifier times means to a simplex frame",
+    "nc3_cosine": "mean cosine of classifier rows and class means",
+    "nc4": "disagreement of the network with the nearest class mean",
+    "distance": "least perturbation to collapsed features, relative",
+    "accuracy": "share of examples classified rightly",
+}
+_OF_FRAME = {
+    "uncentred_cosine": "mean cosine of the class means before centring",
+    "mean_share": "squared length of the global mean over that of the class means",
+    "orthogonality": "mean |cos| of the class means before centring",
+    "frame_distance": "distance of the uncentred means to an orthogonal frame",
+    "nc5": "mean |cos| of class means and the mean of outside examples",
+}
+_BY_CLASS = {
+    "class_norm": "length of the centred class mean",
+    "class_mean_length": "length of the class mean, uncentred",
+    "class_variance": "trace of the covariance within the class",
+}
+_THEORY = {
+    "theory_mean_length": "length of the class mean at the minimum",
+    "theory_row_norm": "length of the classifier's row at the minimum",
+    "theory_logit": "logit of the own class at the minimum",
+}
+_DRAWN = {"nc1": "NC1", "nc2_equinorm": "NC2a", "nc2_equiangle": "NC2b", "nc3": "NC3", "nc4": "NC4", "nc5": "NC5"}
+
+
+def _estimated(names: dict[str, str], dims: tuple[str, ...] = (), prefix: str = "") -> tuple[Variable, ...]:
+    said = ", held out" if prefix else ""
+    return tuple(
+        v
+        for name, long_name in names.items()
+        for v in (
+            Variable(f"{prefix}{name}", dims, long_name + said, error=f"{prefix}{name}_error"),
+            Variable(f"{prefix}{name}_error", dims, f"standard error of {prefix}{name} over examples"),
+        )
+    )
 
 
 @dataclass(frozen=True)
 class NeuralCollapse(Probe[Subject]):
-    """Neural collapse NC1 to NC4 of the features before the classifier (Papyan, Han, Donoho 2020, PNAS 117:24652).
+    """Neural collapse NC1 to NC5 of the features before the classifier (Papyan, Han, Donoho 2020, PNAS 117:24652).
 
     What it measures, for features h, class means μ_c, their unweighted mean μ_G, M_c = μ_c - μ_G, classifier W, b and C
     present classes:
@@ -32,236 +90,291 @@ class NeuralCollapse(Probe[Subject]):
     ``nc1_ratio`` = Tr Σ_W / Tr Σ_B, which also sees variance outside the span of the means; ``cdnv`` the class-distance
     normalised variance (Galanti et al. 2022); ``nc2_equinorm`` the coefficient of variation of ‖M_c‖; ``nc2_equiangle``
     the mean of |cos(M_c, M_c') + 1/(C-1)|; ``nc2_simplex`` the distance of the means' Gram matrix to the simplex frame;
-    ``nc3`` = ‖W/‖W‖ - M/‖M‖‖² in [0, 4]; ``nc4`` the share of examples on which the network and the nearest class mean
-    disagree. ``uncentred_cosine`` and ``mean_share`` tell an orthogonal frame (0 and 1/C) from a simplex one: centring
-    makes both look alike.
+    ``nc3`` = ‖W/‖W‖ - M/‖M‖‖² in [0, 4]; ``nc3_product`` the distance of W Mᵀ to the simplex frame and ``nc3_cosine``
+    the mean cosine of w_c and M_c; ``nc4`` the share of examples on which the network and the nearest class mean
+    disagree; ``nc5`` the mean |cos(μ_c, μ_out)| with the mean of examples from outside the classes. ``distance``: how
+    much of the features' spread must change to make them a collapsed simplex. ``uncentred_cosine`` and ``mean_share``
+    tell an orthogonal frame (0 and 1/C) from a simplex one: centring makes both look alike. ``held_out_...``: the same
+    of the examples held out, around their own means; their nearest mean is one of training. For squared loss without a
+    bias, ``theory_...`` are the lengths of the least objective for these class sizes (Dang et al. 2023), and
+    ``loss_gap`` what lies between; a class at zero is minority collapse only where they are zero too.
 
-    How to read it: all fall towards 0 as features collapse; compare only networks trained to the same accuracy.
+    How to read it: all fall towards 0 as features collapse (``nc3_cosine`` rises to 1); compare only networks trained
+    to the same accuracy. NC5 is about the means of two sets and wants a set of another kind, not of hard examples.
 
-    What it costs: two forward passes over the examples; O(C d) memory in float64, whatever the number of examples.
+    What it costs: two forward passes over the examples, and two over those held out; O(groups C d) memory in float64,
+    whatever the number of examples.
 
     When it misleads: before the training error is near zero there is no terminal phase to speak of; on imbalanced data
     the limit is not a simplex; with d < C - 1 there is no room for one; a subset of the examples biases NC1 slightly
-    downwards when classes hold few examples.
+    downwards when classes hold few examples. Prescribed lengths hold for free features: the decay that is implied
+    for them is right at a minimum only, and a network that cannot move its features at will has longer or shorter ones.
 
-    Errors: exact for the examples that were used; nan where a quantity does not exist (one class, no classifier).
+    Errors: standard errors over examples, by the jackknife: all is computed again without each of ``groups`` groups.
+    They are about other examples of the same kind; the values are exact for those that were used. nan where a quantity
+    does not exist (one class, no classifier), and where a class would be empty without a group.
+
+    Source: Papyan et al. 2020; Zhu et al. 2021 (nc3_product); Ammar et al. 2024 (nc5); Dang et al. 2023 (theory).
     """
 
     layer: Annotated[
         str | None, Doc("Module whose features to read; empty finds the classifier and reads what enters it.")
     ] = None
+    groups: Annotated[int, Range(0, 100, step=1, soft=(0, 20)), Doc("Groups of examples for errors; 0: none.")] = 10
+    held_out: Annotated[
+        Literal["test", "outside", "unused"],
+        Choice(
+            {
+                "test": "more examples of the same classes",
+                "outside": "examples of no class, for NC5; their labels are not looked at",
+                "unused": "not looked at",
+            }
+        ),
+        Doc("What the subject's held-out examples are."),
+    ] = "test"
+    matrices: Annotated[int, Range(1, 100, step=1, soft=(1, 10)), Doc("Linear layers the classifier is made of.")] = 1
+    weight_decay: Annotated[
+        float | None, Range(1e-12, 1e3, log=True), Doc("λ of the classifier, λ/2 ‖W‖²; nothing: the optimizer's.")
+    ] = None
+    feature_decay: Annotated[
+        float | None,
+        Range(1e-12, 1e3, log=True),
+        Doc("λ of all features together, λ/2 ‖H‖²; nothing: what balances the classifier's."),
+    ] = None
 
     variables: ClassVar[tuple[Variable, ...]] = (
-        Variable("nc1", (), "within-class variability, Tr(Σ_W Σ_B⁺)/C"),
-        Variable("nc1_ratio", (), "within-class over between-class variance, Tr Σ_W / Tr Σ_B"),
-        Variable("cdnv", (), "class-distance normalised variance, mean over pairs"),
-        Variable("nc2_equinorm", (), "spread of the class means' lengths"),
-        Variable("nc2_equiangle", (), "mean deviation of cosines from -1/(C-1)"),
-        Variable("nc2_simplex", (), "distance of the means to a simplex frame"),
-        Variable("nc3", (), "distance of classifier and class means, squared"),
-        Variable("nc4", (), "disagreement of the network with the nearest class mean"),
-        Variable("uncentred_cosine", (), "mean cosine of the class means before centring"),
-        Variable("mean_share", (), "squared length of the global mean over that of the class means"),
-        Variable("accuracy", (), "share of examples classified rightly"),
+        *_estimated(_MEASURES),
+        *_estimated(_OF_FRAME),
+        *_estimated(_MEASURES, prefix="held_out_"),
         Variable("class_count", ("class_",), "examples in the class"),
-        Variable("class_norm", ("class_",), "length of the centred class mean"),
-        Variable("class_variance", ("class_",), "trace of the covariance within the class"),
+        Variable("held_out_class_count", ("class_",), "examples in the class, held out"),
+        *_estimated(_BY_CLASS, ("class_",)),
         Variable("classifier_norm", ("class_",), "length of the classifier's row"),
-        Variable("cosine", ("class_", "other"), "cosine between centred class means"),
+        *_estimated({"cosine": "cosine between centred class means"}, ("class_", "other")),
+        *(Variable(name, ("class_",), long_name) for name, long_name in _THEORY.items()),
+        Variable("given_up", ("class_",), "whether the minimum gives the class up (1) or not (0)"),
+        Variable("loss_gap", (), "objective above the least possible one"),
+        Variable("theory_loss", (), "least objective, half the squared distance per example"),
     )
 
-    def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
-        """Pass 1: class means. Pass 2: scatter around them, projected on their span, and nearest means."""
-        classifier = find_classifier(subject, self.layer)
-        moments: ClassMoments | None = None
-        seen = 0
-        for rows in labelled_rows(subject, classifier.layer):
-            moments = (moments or ClassMoments.empty(rows.classes, rows.features.shape[1])).add(
-                rows.features, rows.targets
+    def validate(self) -> None:
+        """Several matrices need to know what holds the features back: the balance is seen with one only."""
+        if self.matrices > 1 and self.feature_decay is None:
+            raise ValueError(
+                f"matrices={self.matrices} needs feature_decay: the features before the first of them are not seen."
             )
-            seen += rows.examples
-            yield self._report(subject, classifier, moments, None, 0.5 * seen / subject.examples)
-        assert moments is not None
-        scatter = _Scatter(moments, _present(moments)[0])
-        seen = 0
-        for rows in labelled_rows(subject, classifier.layer):
-            scatter.add(rows)
-            seen += rows.examples
-            yield self._report(subject, classifier, moments, scatter, 0.5 + 0.5 * seen / subject.examples)
 
-    def _report(
-        self, subject: Subject, classifier: Classifier, moments: ClassMoments, scatter: _Scatter | None, done: float
-    ) -> Reading:
-        present, notes = _present(moments)
-        values: dict[str, Any] = {"class_count": moments.counts}
-        if len(present) > 1:
-            values |= {**_between(moments, present, classifier), **(scatter.values() if scatter else {})}
-        last = done >= 1
-        return self.reading(
-            min(done, 1.0),
-            values,
-            coords={"class_": np.arange(len(moments.counts)), "other": np.arange(len(moments.counts))},
-            converged=last and len(present) > 1,
-            notes=(*subject.notes, *notes, *_layer_words(classifier), *(scatter.words() if scatter else ())),
-        )
+    def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
+        """Class means, then scatter around them and nearest means; then the same of the held-out examples."""
+        run = _Run(self, subject, find_classifier(subject, self.layer))
+        yield from run.train()
+        yield from run.held()
+        yield run.report(1.0)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
-        """NC1 to NC4 and the accuracy that they must be read with."""
-        names = ("nc1", "nc1_ratio", "nc2_equinorm", "nc2_equiangle", "nc3", "nc4", "accuracy")
+        """NC1 to NC5 and the accuracy that they must be read with, of training and held-out examples."""
+        names = ["nc1", "nc1_ratio", "nc2_equinorm", "nc2_equiangle", "nc3", "nc4", "accuracy"]
+        names += [n for n in ("nc5", "held_out_nc1", "held_out_nc4", "held_out_accuracy") if np.isfinite(data[n])]
+        found: dict[str, Value] = {}
+        for name in names:
+            found |= {name: float(data[name]), f"{name}_error": float(data[f"{name}_error"])}
         missing = int((data.class_count == 0).sum())
-        found: dict[str, Value] = {n: float(data[n]) for n in names}
-        return found | ({"missing_classes": missing} if missing else {})
+        gap: dict[str, Value] = {"loss_gap": float(data.loss_gap)} if np.isfinite(data.loss_gap) else {}
+        return found | gap | ({"missing_classes": missing} if missing else {})
 
     def figure(self, data: xr.Dataset) -> Figure:
         """The measures on a log axis, the cosines between class means, and the lengths of means and classifier rows."""
-        names = ("nc1", "nc2_equinorm", "nc2_equiangle", "nc3", "nc4")
-        labels = ("NC1", "NC2a", "NC2b", "NC3", "NC4")
-        values = [float(data[n]) for n in names]
         classes = data["class_"].values.astype(float)
-        present = max(int((data.class_count > 0).sum()), 2)
-        measures = Panel(
-            (Bars(range(len(names)), values, names=labels),),
-            Axis("a: norms, b: angles"),
-            Axis("distance from collapse", "log"),
-        )
+        present_ones = max(int((data.class_count > 0).sum()), 2)
         angles = Panel(
             (Heat(classes, classes, data.cosine.values, diverging=True),),
             Axis("class"),
             Axis("class"),
-            Axis(f"cosine (collapse: {-1 / (present - 1):.2f})", limits=(-1.0, 1.0)),
+            Axis(f"cosine (collapse: {-1 / (present_ones - 1):.2f})", limits=(-1.0, 1.0)),
             square=True,
         )
-        return Figure((measures, angles, _lengths(data, classes)))
+        return Figure((_measures(data), angles, _lengths(data, classes)))
 
     def estimate(self, subject: Subject) -> Cost:
-        """Class means twice and one chunk's activations."""
-        classes = subject.classes or 1
+        """Class means without each group twice, a tile, and one chunk's activations."""
+        classes = subject.classes or 2
         width = max((p.shape[-1] for p in subject.params.values() if p.ndim > 1), default=1)
-        return Cost(4 * 8 * classes * width + subject.memory(), 2, "two forward passes over the examples")
+        kept = 8 * (3 * max(self.groups, 1) + 4) * classes * width
+        passes = 4 if subject.held_out is not None and self.held_out != "unused" else 2
+        return Cost(kept + subject.memory(), passes, f"{passes} forward passes over the examples")
+
+
+def _measures(data: xr.Dataset) -> Panel:
+    names = [name for name in _DRAWN if name != "nc5" or np.isfinite(data.nc5)]
+    values, errors = ([float(data[f"{name}{end}"]) for name in names] for end in ("", "_error"))
+    both = bool(np.isfinite(data.held_out_nc1))
+    marks: list[Any] = [
+        Bars(range(len(names)), values, errors, "training" if both else "", names=tuple(_DRAWN[n] for n in names))
+    ]
+    if both:
+        held = [float(data[f"held_out_{name}"]) if name != "nc5" else np.nan for name in names]
+        bars = [float(data[f"held_out_{name}_error"]) if name != "nc5" else np.nan for name in names]
+        marks.append(Points(range(len(names)), held, bars, "held out", "second"))
+    return Panel(tuple(marks), Axis("a: norms, b: angles"), Axis("distance from collapse", "log"))
 
 
 def _lengths(data: xr.Dataset, classes: np.ndarray) -> Panel:
-    means = (
-        data.class_norm.values / np.nanmean(data.class_norm.values)
-        if np.isfinite(data.class_norm).any()
-        else classes * np.nan
-    )
+    if np.isfinite(data.theory_row_norm).any():
+        return _beside_theory(data, classes)
+    means, error = data.class_norm.values, data.class_norm_error.values
     rows = data.classifier_norm.values
-    rows = rows / np.nanmean(rows) if np.isfinite(rows).any() else rows
     marks = (
         Rule(1.0),
-        Points(classes, means, label="class means"),
-        Points(classes, rows, label="classifier rows", role="second"),
+        Points(classes, means / _mean(means), error / _mean(means), label="class means"),
+        Points(classes, rows / _mean(rows), label="classifier rows", role="second"),
     )
     return Panel(marks, Axis("class"), Axis("length / mean length"))
 
 
-class _Scatter:
-    """Sums of the second pass: scatter around the final class means, and who disagrees with the nearest of them."""
+def _beside_theory(data: xr.Dataset, classes: np.ndarray) -> Panel:
+    marks = (
+        Bars(classes - 0.2, data.theory_mean_length.values, label="minimum: means", role="reference"),
+        Bars(classes + 0.2, data.theory_row_norm.values, label="minimum: rows", role="uncertainty"),
+        Points(classes - 0.2, data.class_mean_length.values, data.class_mean_length_error.values, "class means"),
+        Points(classes + 0.2, data.classifier_norm.values, label="classifier rows", role="second"),
+    )
+    return Panel(marks, Axis("class"), Axis("length, uncentred"))
 
-    def __init__(self, moments: ClassMoments, present: Tensor) -> None:
-        self.moments, self.present = moments, present
-        self.centred = frames.centre(moments.means[present])
-        self.inside = torch.zeros_like(self.centred.strengths)
-        self.total = torch.zeros_like(moments.counts, dtype=torch.float64)
-        self.seen = torch.zeros_like(self.total)
-        self.disagree = self.right = 0.0
 
-    def add(self, rows: LabelledRows) -> None:
-        """Take in one batch."""
-        off = rows.features - self.moments.means[rows.targets]
-        self.inside += ((off @ self.centred.axes.T) ** 2).sum(0)
-        self.total.index_add_(0, rows.targets, (off**2).sum(1))
-        self.seen += torch.bincount(rows.targets, minlength=len(self.seen))
-        chosen = predicted(rows.logits)
-        self.disagree += float((self._nearest(rows.features) != chosen).sum())
-        self.right += float((chosen == rows.targets).sum())
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
-    def _nearest(self, features: Tensor) -> Tensor:
-        """The nearest present class mean; distances from centred features, so that a large offset cancels nothing."""
-        centred = self.centred
-        squared = (centred.rows**2).sum(1) - 2 * (features - centred.mean) @ centred.rows.T
-        return self.present[squared.argmin(1)]
 
-    def words(self) -> tuple[str, ...]:
-        """What has to be said when the means span fewer directions than distinct ones in enough room would."""
-        rank, full = len(self.centred.strengths), len(self.present) - 1
-        if rank >= full:
-            return ()
-        return (
-            f"the class means span {rank} of {full} directions (merged classes, or too few features): NC1 uses these",
+@dataclass
+class _Run:
+    """What one stream knows so far."""
+
+    probe: NeuralCollapse
+    subject: Subject
+    classifier: Classifier
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    said: list[str] = field(default_factory=list[str])
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        self.other = None if self.probe.held_out == "unused" else self.subject.held_out
+        self.passes = Passes(self.subject, (self.classifier.layer,), self.probe.groups)
+        self.share = self.subject.examples / (self.subject.examples + (self.other.examples if self.other else 0))
+        self.classes = 0
+
+    def train(self) -> Iterator[Reading]:
+        """Both passes over the training examples, then what theory has to say of their class sizes."""
+        for done in self.passes.means():
+            self.take_means()
+            yield self.report(self.share * done / 2)
+        for done in self.passes.spread():
+            self.take(self.passes, done, self.of_fold, "")
+            yield self.report(self.share * (1 + done) / 2)
+        self.complete = len(present(self.passes.scatters[0].whole)) > 1
+        self.foresee(self.passes.scatters[0].whole)
+
+    def take_means(self) -> None:
+        """What the class means so far say, without errors."""
+        moments = self.passes.moments[0].whole()
+        self.classes = len(moments.counts)
+        self.values["class_count"] = moments.counts
+        self.said = words(moments)
+        if len(present(moments)) > 1:
+            self.values |= self.of_means(moments)
+
+    def take(self, passes: Passes, done: float, of: Callable[[ClassMoments, int, Passes], Values], prefix: str) -> None:
+        """What both passes say, with errors at their end."""
+        sums = passes.scatters[0]
+        if len(present(sums.whole)) < 2:
+            return
+        found = each_fold(sums, lambda fold, k: of(fold, k, passes), errors=done == 1)
+        self.values |= {f"{prefix}{name}": value for name, value in found.items()}
+
+    def held(self) -> Iterator[Reading]:
+        """The same of the examples held out: of the same classes, or of none."""
+        if self.other is None or not self.complete:
+            return
+        outside = self.probe.held_out == "outside"
+        centres = None if outside else (self.passes.scatters[0].whole,)
+        held = Passes(self.other, (self.classifier.layer,), self.probe.groups, centres)
+        for done in held.means():
+            yield self.report(self.share + (1 - self.share) * done / 2)
+        if outside:
+            self.take_outside(held)
+            return
+        self.said += words(held.moments[0].whole(), " held out")
+        self.values["held_out_class_count"] = held.moments[0].whole().counts
+        for done in held.spread():
+            self.take(held, done, self.common, "held_out_")
+            yield self.report(min(self.share + (1 - self.share) * (1 + done) / 2, 0.999))
+
+    def of_fold(self, fold: ClassMoments, k: int, passes: Passes) -> Values:
+        """All that the training examples of one fold say."""
+        return {**self.of_means(fold), **self.common(fold, k, passes)}
+
+    def common(self, fold: ClassMoments, k: int, passes: Passes) -> Values:
+        """What is asked of training and of held-out examples alike."""
+        found = of_scatter(passes.scatters[0], k)
+        shares = {"nc1": found["nc1"], "nc4": found["differ"], "accuracy": found["right"]}
+        return {**of_moments(fold), **duality(fold, self.classifier), **shares}
+
+    def of_means(self, fold: ClassMoments) -> Values:
+        """What class means and classifier decide."""
+        kept = present(fold)
+        weight = weight_rows(self.classifier, kept, fold.means)
+        if weight is not None:
+            self.values["classifier_norm"] = spread(torch.linalg.vector_norm(weight, dim=1), kept, len(fold.counts))
+        return {**of_moments(fold), **duality(fold, self.classifier), **of_frame(fold)}
+
+    def take_outside(self, held: Passes) -> None:
+        """NC5, its error from both sets: without each group of both."""
+        moments = held.moments[0].folds()
+        ours = self.passes.scatters[0].folds
+        outside = [(m.counts.double() @ m.means) / m.counts.sum() for m in moments]
+        values = [frames.outside_cosine(o.means[present(o)], x) for o, x in zip(ours, outside, strict=False)]
+        found = values if len(ours) == len(moments) else values[:1]
+        self.values |= with_errors([{"nc5": value} for value in found])
+
+    def foresee(self, moments: ClassMoments) -> None:
+        """Lengths of the least objective, where the theory speaks of this network."""
+        asked = self.probe.weight_decay is not None or self.probe.feature_decay is not None
+        why = inapplicable(self.subject, self.classifier)
+        if asked and why:
+            self.said.append(f"no lengths from class sizes: {why}")
+        if not self.complete:
+            return
+        theory = predict(
+            self.subject,
+            self.classifier,
+            moments,
+            matrices=self.probe.matrices,
+            weight_decay=self.probe.weight_decay,
+            feature_decay=self.probe.feature_decay,
         )
+        if theory is not None:
+            self.beside(theory, present(moments))
 
-    def values(self) -> Mapping[str, Any]:
-        """NC1 in its variants, NC4 and accuracy over the examples seen so far."""
-        count = float(self.seen.sum())
-        variance = self.total / self.seen
-        between = float((self.centred.rows**2).sum()) / len(self.present)
-        return {
-            "nc1": float((self.inside / self.centred.strengths**2).sum()) / count,
-            "nc1_ratio": float(self.total.sum()) / count / between,
-            "cdnv": frames.class_distance_variance(variance[self.present], self.moments.means[self.present]),
-            "nc4": self.disagree / count,
-            "accuracy": self.right / count,
-            "class_variance": variance,
-        }
+    def beside(self, theory: Theory, kept: list[int]) -> None:
+        """Theory's values, and what they say of each class."""
+        frame, of = theory.frame, lambda value: spread(torch.from_numpy(value).double(), kept, self.classes)
+        self.said += theory.words(kept, row_lengths(self.classifier, kept))
+        self.values |= {"loss_gap": theory.gap, "theory_loss": frame.minimum}
+        self.values |= {"theory_mean_length": of(frame.mean_norm), "theory_row_norm": of(frame.row_norm)}
+        self.values |= {"theory_logit": of(frame.logit), "given_up": of(frame.collapsed)}
 
-
-def _present(moments: ClassMoments) -> tuple[Tensor, tuple[str, ...]]:
-    present = (moments.counts > 0).nonzero().flatten()
-    absent = (moments.counts == 0).nonzero().flatten().tolist()
-    notes: list[str] = []
-    if absent:
-        notes.append(
-            f"no example of class {', '.join(map(str, absent))}: the measures use the {len(present)} present ones"
+    def report(self, done: float) -> Reading:
+        """A reading of what is known."""
+        numbers = np.arange(self.classes)
+        return self.probe.reading(
+            min(done, 1.0),
+            self.values,
+            coords={"class_": numbers, "other": numbers},
+            converged=done >= 1 and self.complete,
+            notes=(*self.subject.notes, *self.said, *_layer_words(self.classifier)),
         )
-    if len(present) < 2:
-        notes.append("fewer than two classes are present, so collapse is not defined: nan")
-    return present, tuple(notes)
 
 
 def _layer_words(classifier: Classifier) -> tuple[str, ...]:
     where = "before" if classifier.layer.side == "input" else "after"
     said = f"features {where} layer {classifier.layer.name!r}"
     return (said,) if classifier.weight is not None else (said, "no classifier there: nc3 is nan")
-
-
-def _between(moments: ClassMoments, present: Tensor, classifier: Classifier) -> Mapping[str, Any]:
-    """What the class means (and the classifier) alone decide."""
-    means = moments.means[present]
-    centred = frames.centre(means)
-    weight = _rows_of(classifier, present, means)
-    return {
-        "nc2_equinorm": frames.equinorm(centred.rows),
-        "nc2_equiangle": frames.equiangle(centred.rows),
-        "nc2_simplex": frames.simplex_distance(centred.rows),
-        "nc3": float("nan") if weight is None else frames.self_duality(weight, centred.rows),
-        "uncentred_cosine": frames.mean_cosine(means),
-        "mean_share": float((centred.mean**2).sum() / (means**2).sum(1).mean()),
-        "class_norm": _spread(torch.linalg.vector_norm(centred.rows, dim=1), present, moments),
-        "classifier_norm": _spread(
-            None if weight is None else torch.linalg.vector_norm(weight, dim=1), present, moments
-        ),
-        "cosine": _spread_square(frames.cosines(centred.rows), present, moments),
-    }
-
-
-def _rows_of(classifier: Classifier, present: Tensor, means: Tensor) -> Tensor | None:
-    weight = classifier.weight
-    if weight is None or weight.shape[1] != means.shape[1] or len(weight) <= int(present.max()):
-        return None
-    return weight.to(means)[present]
-
-
-def _spread(values: Tensor | None, present: Tensor, moments: ClassMoments) -> Tensor | None:
-    if values is None:
-        return None
-    out = torch.full((len(moments.counts),), float("nan"), dtype=torch.float64, device=values.device)
-    out[present] = values
-    return out
-
-
-def _spread_square(values: Tensor, present: Tensor, moments: ClassMoments) -> Tensor:
-    out = torch.full((len(moments.counts),) * 2, float("nan"), dtype=torch.float64, device=values.device)
-    out[present[:, None], present[None, :]] = values
-    return out
