@@ -19,6 +19,7 @@ import workbench as wb
 from workbench import catalog
 from workbench.landscape.plane import Plane
 from workbench.probes.spectrum import HessianSpectrum
+from workbench.ui.app import Page
 from workbench.ui.bench import Bench
 from workbench.ui.places import Place, Rest, nearest, told
 from workbench.ui.session import Session
@@ -269,6 +270,30 @@ class TestInTheBench:
         finish(bench)
 
 
-def finish(bench: Bench) -> None:
+@pytest.mark.usefixtures("offered")
+def test_a_served_page_stands_there_too() -> None:
+    page = Page({"": lambda: Session(tiny(), store=False)})
+    until(lambda: page.session is not None)
+    page.session.settle(GRID)
+    page.probe.value = "Plane"
+    finish(page)
+    assert "vts" in page.format.options
+    page.figure.click_data = {"points": [{"x": 0.26, "y": -0.5, "curveNumber": 0}]}
+    assert page.u.value == 0.25
+    assert "subject_at(subject, 0.25, -0.5, seed=0)" in page.place_code.object
+    assert any(t.name == "chosen" and list(t.x) == [0.25] for t in page.figure.object.data)
+    page.go.clicks += 1
+    page.probe.value = "HessianSpectrum"
+    finish(page)
+    there = GRID.subject_at(page.session.target, 0.25, -0.5).fingerprint()
+    assert page.session.latest.provenance["fingerprint"] == there
+    assert "Probes look at the point" in page.place_words.object
+    page.back.clicks += 1
+    finish(page)
+    assert page.session.latest.provenance["fingerprint"] == page.session.target.fingerprint()
+    assert not page.place.visible
+
+
+def finish(bench: Any) -> None:
     until(lambda: bench.session.state.status in ("done", "failed", "cancelled"), 20)
     bench.session.chore(threading.Event).result(10)  # what was begun beside it has ended, too

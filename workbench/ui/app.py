@@ -17,6 +17,7 @@ from workbench.record import runs_in
 from workbench.trajectory import Trajectory
 from workbench.ui import form, look
 from workbench.ui.app_parts import Parts
+from workbench.ui.places import marked
 from workbench.ui.session import Session
 
 LOOPBACK = "127.0.0.1"
@@ -101,6 +102,7 @@ class Page(Parts):
         self.session: Any = None
         self._make_choosers(list(openers))
         self._make_answer()
+        self._make_place()
         self._make_exits()
         self.view = self._arranged()
         self._connect()
@@ -123,6 +125,11 @@ class Page(Parts):
             (self.ask, "clicks", self._ask),
             (self.explain, "value", self._explained),
             (self.venue, "value", self._offer_columns),
+            (self.figure, "click_data", self._clicked),
+            (self.u, "value", self._typed),
+            (self.v, "value", self._typed),
+            (self.go, "clicks", self._go),
+            (self.back, "clicks", self._back),
             (self.export, "clicks", self._export),
         ):
             control.param.watch(self._guarded(answer), event)
@@ -222,6 +229,29 @@ class Page(Parts):
 
         self._later("opinion", show)
 
+    def _clicked(self) -> None:
+        point = ((self.figure.click_data or {}).get("points") or [{}])[0]
+        x, y = point.get("x"), point.get("y")
+        if isinstance(x, int | float) and isinstance(y, int | float) and self.session.places.click(x, y):
+            self._remark()
+
+    def _typed(self) -> None:
+        if self.session.places.choose(self.u.value or 0.0, self.v.value or 0.0):
+            self._remark()
+
+    def _remark(self) -> None:
+        """Another point is chosen: mark it."""
+        self._show_place()
+        self.figure.object = self._picture(self.session.latest)
+
+    def _go(self) -> None:
+        if self.session.places.go():
+            self._submit()
+
+    def _back(self) -> None:
+        if self.session.places.back():
+            self._submit()
+
     def _explained(self) -> None:
         for row in self.form[0]:
             row[-1].visible = self.explain.value
@@ -232,6 +262,7 @@ class Page(Parts):
             self.opinion.object = ""
         self._text.value = self.session.code()
         self.code.object = look.code(self._text.value)
+        self._show_place()
 
     def _fill_venues(self) -> None:
         venues = list(self.session.venues)
@@ -260,15 +291,36 @@ class Page(Parts):
 
     def _heard(self, reading: Reading) -> None:
         """In the job's thread: make the picture here, hand it to the page's thread."""
-        picture, rows = screen(reading.figure()), look.summary(reading.summary, reading.notes)
+        picture, rows = self._picture(reading), look.summary(reading.summary, reading.notes)
 
         def show() -> None:
             self.figure.object = picture
             self.summary.object = rows
+            self._show_place()
             self.ask.disabled = not self.session.offers_opinion
             self._sent.value = int(self._sent.value or 0) + 1
 
         self._later("reading", show)
+
+    def _picture(self, reading: Reading) -> Any:
+        places = self.session.places
+        return screen(reading.figure() if places.map is None else marked(reading.figure(), places.chosen))
+
+    def _show_place(self) -> None:
+        places = self.session.places
+        here, on_map, chosen = places.here is not None, places.map is not None, places.chosen
+        self.place.visible, self.back.visible = on_map or here, here
+        self.place_words.object = look.place(places, zooms=False)
+        self.place_code.object = look.code(places.code) if on_map and chosen is not None else ""
+        for part in (self.u, self.v, self.go):
+            part.visible = on_map
+        self.go.disabled = chosen is None or chosen == places.here
+        if chosen is not None:
+            self._quiet = True
+            try:
+                self.u.value, self.v.value = chosen.u, chosen.v
+            finally:
+                self._quiet = False
 
     def _told(self, state: Any) -> None:
         def show() -> None:

@@ -52,6 +52,20 @@ class Parts:
         self.opinion = pn.pane.HTML(css_classes=["wb-opinion-box"], **wide)
         self.status = pn.pane.HTML(css_classes=["wb-status"], **wide)
 
+    def _make_place(self) -> None:
+        """The chosen point of a map, the code that loads it, and where probes look."""
+        import panel as pn
+
+        sheet = {"stylesheets": [look.SHEET], "sizing_mode": "stretch_width"}
+        self.place_words = pn.pane.HTML(css_classes=["wb-place-words"], **sheet)
+        self.u = pn.widgets.FloatInput(label="u", value=0.0, width=110, css_classes=["wb-place-u"])
+        self.v = pn.widgets.FloatInput(label="v", value=0.0, width=110, css_classes=["wb-place-v"])
+        self.go = pn.widgets.Button(label="Probe here", css_classes=["wb-place-probe"], align="end")
+        self.back = pn.widgets.Button(label="Back to the model", css_classes=["wb-place-back"], align="end")
+        self.place_code = pn.pane.HTML(css_classes=["wb-place-code"], **sheet)
+        row = pn.Row(self.u, self.v, self.go, self.back, margin=0)
+        self.place = pn.Column(self.place_words, row, self.place_code, visible=False, margin=0, **sheet)
+
     def _make_exits(self) -> None:
         import panel as pn
 
@@ -89,7 +103,17 @@ class Parts:
         ]
         out = [self.venue, self.column, self.format, self.provenance, self.file, self.export]
         bar = pn.Row(self.bar, self.progress, align="center", **wide)
-        answer = [bar, self.figure, self.summary, self.ask, self.opinion, self.status, self._sent, self._drawn]
+        answer = [
+            bar,
+            self.figure,
+            self.place,
+            self.summary,
+            self.ask,
+            self.opinion,
+            self.status,
+            self._sent,
+            self._drawn,
+        ]
         left = pn.Column(_card(None, *chosen), _card("Export for a paper", *out), width=350)
         right = pn.Column(_card(None, *answer), _card("Copy as code", self.code, self.copy, self._text), **wide)
         main = pn.Row(left, right, **wide)

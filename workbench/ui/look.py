@@ -81,14 +81,18 @@ def problem(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}"
 
 
-def place(places: Any) -> str:
-    """The chosen point and where probes look, or how to choose a point."""
-    away = ""
-    if places.here is not None:
-        away = (
-            f'<div class="wb-away">Probes look at the point {html.escape(places.here.words)}, not at the model.</div>'
-        )
-    return away + (f'<div class="wb-about">{places.words}</div>' if places.map is not None else "")
+CHOOSING = "Click on the map to choose a point"
+ZOOMING = ", drag a box to sample that part finely, double-click for the whole map"
+
+
+def place(places: Any, zooms: bool = True) -> str:
+    """The chosen point and where probes look, or how to choose a point; ``zooms``: whether a zoom samples anew."""
+    words = places.words or f"{CHOOSING}{ZOOMING if zooms else ''}."
+    said = f'<div class="wb-about">{words}</div>' if places.map is not None else ""
+    if places.here is None:
+        return said
+    where = html.escape(places.here.words)
+    return f'<div class="wb-away">Probes look at the point {where}, not at the model.</div>{said}'
 
 
 def code(text: str) -> str:

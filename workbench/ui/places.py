@@ -26,7 +26,6 @@ REST = 0.4
 """Seconds without another zoom after which the visible part is sampled: several steps of a zoom are one wish."""
 SAME = 0.01
 """Ranges that differ by less than this share of their width are the same: the page rounds."""
-HINT = "Click on the map to choose a point, drag a box to sample that part finely, double-click for the whole map."
 
 Span = tuple[float, float]
 
@@ -175,9 +174,9 @@ class Places:
 
     @property
     def words(self) -> str:
-        """What is known of the chosen point, or how to choose one, as HTML."""
+        """What is known of the chosen point, as HTML; empty when none is chosen."""
         if self.chosen is None:
-            return html.escape(HINT)
+            return ""
         reading = self.map
         known = told(reading, self.chosen.u, self.chosen.v) if reading is not None else ""
         return f"<b>{self.chosen.words}</b>" + (f" · {html.escape(known)}" if known else "")
