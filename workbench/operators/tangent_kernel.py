@@ -20,6 +20,7 @@ from workbench.operators.tangent_layout import TRIED, Course, course
 from workbench.operators.tangent_plan import Layers, layers, positions
 from workbench.operators.tangent_rows import Jacobian
 from workbench.operators.tangent_sketch import Sketch
+from workbench.plan import fitting
 from workbench.shell import precise
 from workbench.subject import Subject
 from workbench.words import memory
@@ -28,6 +29,8 @@ Form = Literal["full", "trace", "each"]
 SHARE = 0.25
 """The share of free memory that what is kept of the layers may take, and no more than BUDGET bytes."""
 BUDGET = 2**31
+PASS = 4
+"""What a pass takes, over what autograd keeps of a forward pass: inputs, normalised ones, one output's gradients."""
 Steps = Generator[float, None, Tensor]
 
 
@@ -47,7 +50,7 @@ class TangentKernel(Operator):
 
     Cost: a forward pass and C backward passes without weight gradients for each sweep (layers that fit into ``budget``
     bytes together); then about (n C)² Σ_layers o multiplications in dense nets. Memory: the kernel, the budget, one
-    chunk's graph and tiles of 64 MiB, all known before the run. Errors: rounding; 1e-10 and better in float64.
+    chunk's graph and tiles of 32 MiB, all known before the run. Errors: rounding; 1e-10 and better in float64.
     Source: Jacot et al. 2018; Novak et al. 2022.
 
     Args:
@@ -168,7 +171,7 @@ class TangentKernel(Operator):
         held = [layer.open(self.examples, self.outputs, like) for layer in sweep]
         needed = sorted({number for layer in sweep for number in layer.uses})
         first = 0
-        for batch in self.subject.batches(self.subject.plan.chunk):
+        for batch in self.subject.batches(self._pass()[0]):
             at = slice(first, first + batch.size)
             z, uses = self.course.follow(self.subject, self.leaves, batch)
             for one in held:
@@ -207,6 +210,13 @@ class TangentKernel(Operator):
                     _add(kernel[:, there, :, here], columns, rows, form)
             yield min(1.0, (first + side) / self.examples)
 
+    def _pass(self) -> tuple[int, int]:
+        """Examples in one forward pass and backward passes, and the bytes that these take beside what is kept."""
+        whole = min(self.subject.plan.chunk or self.examples, self.examples)
+        each = PASS * self.subject.memory() / whole
+        chunk = fitting(whole, each, self.budget)
+        return chunk, int(chunk * each)
+
     def _block(self, width: int, parts: int = 2) -> int:
         """Examples whose rows of the Jacobian fit into a part of the budget."""
         each = self.outputs * width * self.dtype.itemsize
@@ -224,7 +234,7 @@ class TangentKernel(Operator):
         width = sum(self.leaves[name].numel() for name in plan.loose)
         loose = 3 * self._block(width) * self.outputs * width * itemsize if width else 0
         tiles = min(4 * TILE_BYTES, 4 * max(sides, kernel))
-        return int(kernel + max(sides, loose) + tiles + self.subject.memory())
+        return int(kernel + max(sides, loose) + tiles + sum(k._pass()[1] for k in {self, right}))
 
     def check_memory(self, form: Form, other: TangentKernel | None = None) -> None:
         """Refuse what will not fit.
@@ -273,6 +283,10 @@ class TangentKernel(Operator):
         if self._curvature is None:
             self._curvature = GaussNewton(self.subject)
         return self._curvature
+
+    def product_bytes(self) -> int:
+        """What products take: kept graphs and one on top, known after a pass over a few examples."""
+        return sum(self._products.expected_bytes())
 
     def check(self) -> float:
         """Compare the kernel of the first three examples with products, which know nothing of layers; the difference.

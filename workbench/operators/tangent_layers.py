@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.operators.tangent_uses import Outer, Role, Use
 
-TILE_BYTES = 2**26
+TILE_BYTES = 2**25
 """What temporary tensors of a contraction may take, each."""
 ROWS = 512
 """Rows of the kernel in a tile, about: symmetric halves are computed once, so that large kernels take many."""
