@@ -133,3 +133,15 @@ def test_a_ladder_has_round_rungs_and_the_values_asked_for() -> None:
     assert {0.01, 0.123, 1.0, 2.0, 5.0} <= set(rungs)
     assert rungs == sorted(set(rungs))
     assert dataclasses.replace(Wave(), frequency=rungs[7]).frequency == rungs[7]
+
+
+def test_a_slider_that_its_page_moves_to_the_nearest_step_changes_nothing() -> None:
+    """As soon as they are shown, pages do so; a person moves a slider by a step at least."""
+    first = Wave(frequency=0.0123, shift=0.4451)
+    box, read = form.widgets(Wave, first)
+    rows = {name: row for row in box.children for name in row._dom_classes if name.startswith("wb-set-")}
+    slider, shift = rows["wb-set-frequency"].children[0].children[0], rows["wb-set-shift"].children[0]
+    slider.value, shift.value = 10**-1.9, 0.44
+    assert read() == first
+    slider.value, shift.value = 10**-1.85, 0.42000000000000004
+    assert read() == Wave(frequency=0.014, shift=0.42)
