@@ -213,6 +213,7 @@ def _check_equal(what: str, one: Mapping[str, Any], two: Mapping[str, Any], name
 _NAMES = {"norm": "BatchNorm policy", "examples": "number of examples", "digest": "choice of examples"}
 _MEASURE = "Measure both alike."
 _FIXES = {
+    "parameters of the kernel": "Restrict both to the same parameters.",
     "examples": "Sharpness grows when examples are few: give both the same max_examples and seed.",
     "digest": "Give both the same data, max_examples and seed.",
     "norm": "Give both the same norm=, or use subject.under(norm).",
@@ -228,6 +229,11 @@ def _facts(reading: Reading) -> dict[str, Any]:
         batch = ("batch_size",) if part.get("norm", "eval") != "eval" else ()
         prefix = "" if i == 0 else "second "
         found |= {prefix + key: part[key] for key in ("loss", "reduction", "norm", "examples", *batch) if key in part}
+    named: dict[str, Any] = json.loads(reading.data.attrs.get("kernel", "{}"))
+    held_in = str(held.get("dtype"))
+    found |= {
+        key: _Digest(value, held_in) if key == "examples of the kernel" else value for key, value in named.items()
+    }
     if reading.provenance.get("examples"):
         found["digest"] = _Digest(reading.provenance["examples"], str(held.get("dtype")))
     return found
