@@ -63,10 +63,13 @@ def stream(subject: Subject, layers: tuple[Layer, ...], params: Mapping[str, Ten
     for layer in layers:
         module_named(subject, layer.name)
     for batch in subject.batches():
-        yield _catch(subject, layers, batch, params)
+        yield catch(subject, layers, batch, params)
 
 
-def _catch(subject: Subject, layers: tuple[Layer, ...], batch: Batch, params: Mapping[str, Tensor] | None) -> Caught:
+def catch(
+    subject: Subject, layers: tuple[Layer, ...], batch: Batch, params: Mapping[str, Tensor] | None = None
+) -> Caught:
+    """One batch with its outputs and the features of ``layers``: also a batch whose inputs were exchanged."""
     kept: dict[Layer, Tensor] = {}
     with subject.lock, torch.no_grad(), precise(subject.device), _hooked(subject, layers, kept):
         outputs = subject.batch_outputs(params or subject.params, batch)
@@ -251,6 +254,26 @@ def _without_repeats(ran: Mapping[str, Tensor], names: list[str]) -> list[str]:
     return found
 
 
+def token_vectors(subject: Subject, name: str = "") -> Tensor:
+    """The vector of each token, (tokens, d) in float64: an embedding's rows, or the columns of a linear map's weight.
+
+    A linear map of one-hot inputs is an embedding too. Without a name: the first embedding in the model, else its first
+    linear map.
+
+    Raises:
+        ValueError: the named module has no such weight, or the model has neither.
+    """
+    modules = dict(subject.module.named_modules())
+    if name:
+        module_named(subject, name)
+    kinds = (nn.Embedding, nn.Linear)
+    chosen = [n for kind in kinds for n, m in modules.items() if isinstance(m, kind) and name in ("", n)]
+    if not chosen:
+        raise ValueError(f"{name or 'the model'} holds no embedding and no linear map, so tokens have no vectors.")
+    weight = subject.tensors()[f"{chosen[0]}.weight"].detach().double()
+    return weight.T if isinstance(modules[chosen[0]], nn.Linear) else weight
+
+
 def find_classifier(subject: Subject, layer: str | None = None) -> Classifier:
     """The classifier of a network, found by running one batch: the affine module whose output is the network's output.
 
@@ -276,7 +299,7 @@ def find_classifier(subject: Subject, layer: str | None = None) -> Classifier:
 
 def _runs(subject: Subject, place: Layer, batch: Batch) -> Caught | None:
     try:
-        return _catch(subject, (place,), batch, None)
+        return catch(subject, (place,), batch, None)
     except ValueError:
         return None
 

@@ -1,0 +1,73 @@
+"""Waves over tokens 0 to p-1: the power of each frequency, how concentrated it is, and parallelograms of vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+def frequency_power(vectors: ArrayLike) -> Floats:
+    """Power of the frequencies k = 1 .. p//2 in vectors (p, d): ‖cos_kᵀ E‖² + ‖sin_kᵀ E‖², unit waves, (p//2,).
+
+    With the power of the constant they add up to ‖E‖². At k = p/2 the sine is zero and the cosine alone counts.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    rows = np.asarray(vectors, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[0] < 2:
+        raise ValueError(f"vectors (tokens, d) of two tokens or more are wanted; got shape {rows.shape}.")
+    p = rows.shape[0]
+    power = (np.abs(np.fft.rfft(rows, axis=0)[1:]) ** 2).sum(1) / p
+    power[: (p - 1) // 2] *= 2  # both signs of a frequency; that of p/2 is its own
+    return power
+
+
+def gini(values: ArrayLike) -> float:
+    """Gini coefficient of values >= 0: 0 for equal ones, 1 - 1/n when one has all; nan when they are unknown or all 0.
+
+    G = 1 - (2/n) Σ_j (x_(j) / Σx) (n - j + 1/2), x ascending.
+    """
+    x = np.sort(np.asarray(values, dtype=np.float64))
+    if not x.size or not 0 < x.sum() < np.inf:
+        return float("nan")
+    n = x.size
+    return float(1 - 2 / n * (x / x.sum() * (n - np.arange(1, n + 1) + 0.5)).sum())
+
+
+def holding(power: ArrayLike, share: float) -> tuple[int, ...]:
+    """The fewest frequencies (from 1) that hold ``share`` of the power, largest first; none where it is unknown."""
+    values = np.asarray(power, dtype=np.float64)
+    if not 0 < values.sum() < np.inf:
+        return ()
+    order = np.argsort(-values, kind="stable")
+    count = int(np.searchsorted(np.cumsum(values[order]) / values.sum(), share - 1e-12)) + 1
+    return tuple(int(k) + 1 for k in order[:count])
+
+
+def standardised(vectors: ArrayLike) -> Floats:
+    """Vectors (p, d) with mean 0 and standard deviation 1 (ddof 1) in each dim; dims that do not vary are left out."""
+    rows = np.asarray(vectors, dtype=np.float64)
+    spread = rows.std(0, ddof=1)
+    return ((rows - rows.mean(0)) / np.where(spread > 0, spread, 1.0))[:, ~(spread == 0)]
+
+
+def parallelograms(vectors: ArrayLike, tolerance: float, modulus: bool = False) -> tuple[int, int]:
+    """(those that hold, all) of the parallelograms i + n = j + m among tokens: mean_d (E_i + E_n - E_j - E_m)² < tol.
+
+    Two different pairs of tokens (a token may pair with itself) of one sum are one parallelogram; with ``modulus`` of
+    one sum modulo p. Cost O(p³ d / 12), and twice that with ``modulus``.
+    """
+    rows = np.asarray(vectors, dtype=np.float64)
+    p = len(rows)
+    first, second = np.triu_indices(p)
+    sums = (first + second) % p if modulus else first + second
+    held = total = 0
+    for s in np.unique(sums):
+        pairs = rows[first[sums == s]] + rows[second[sums == s]]
+        for k in range(1, len(pairs)):
+            held += int((((pairs[k:] - pairs[:-k]) ** 2).mean(1) < tolerance).sum())
+            total += len(pairs) - k
+    return held, total
