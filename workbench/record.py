@@ -242,7 +242,8 @@ def unpack(tensors: Mapping[str, Tensor], place: Any) -> Any:
 class Line:
     """One line of ``scalars.jsonl``: a step with scalars, or (``resumed``) the mark that training went on from there.
 
-    ``time`` is seconds since 1970; ``cost`` what recording has cost so far, in seconds.
+    ``time`` is seconds since 1970; ``cost`` what recording has cost so far, ``training`` what all the rest took, in
+    seconds.
     """
 
     step: int
@@ -250,10 +251,12 @@ class Line:
     cost: float = 0.0
     values: Mapping[str, float] = field(default_factory=dict[str, float])
     resumed: bool = False
+    training: float = 0.0
 
     def to_bytes(self) -> bytes:
         """The line with its line break; NaN and infinities are kept as words."""
         held: dict[str, Any] = {"step": self.step, "time": round(self.time, 4), "cost": round(self.cost, 6)}
+        held |= {"training": round(self.training, 6)} if self.training else {}
         held |= {"resumed": True} if self.resumed else {"values": {k: _storable(v) for k, v in self.values.items()}}
         return json.dumps(held, allow_nan=False).encode() + b"\n"
 
@@ -262,7 +265,8 @@ class Line:
         """The line again."""
         held = json.loads(line)
         values = {name: float(value) for name, value in held.get("values", {}).items()}
-        return cls(held["step"], held["time"], held["cost"], values, held.get("resumed", False))
+        training = held.get("training", 0.0)
+        return cls(held["step"], held["time"], held["cost"], values, held.get("resumed", False), training)
 
 
 def _storable(value: float) -> float | str:

@@ -13,7 +13,7 @@ from typing import Any
 from workbench import catalog
 from workbench.dynamics.along import Along
 from workbench.dynamics.recorder import Recorder
-from workbench.dynamics.schedule import log_spaced
+from workbench.dynamics.schedules import log_spaced
 from workbench.probe import Probe, Reading, drive
 from workbench.provenance import versions
 from workbench.store import Store

@@ -113,6 +113,12 @@ class Trajectory:
         clock = ["wall_time", "recorder_seconds"]
         return frame.reindex(columns=[c for c in frame.columns if c not in clock] + clock).astype("float64")
 
+    @property
+    def overhead(self) -> float:
+        """What recording cost, as a share of the time that training itself took; nan where that was not measured."""
+        last = (self.source.lines() or (None,))[-1]
+        return last.cost / last.training if last is not None and last.training else float("nan")
+
     def weights(self, step: int) -> dict[str, Tensor]:
         """Every recorded weight and buffer of a step, on the CPU; tied names hold one tensor."""
         return self.source.load(self._known(step))

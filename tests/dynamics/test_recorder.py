@@ -26,7 +26,7 @@ from torch import nn
 import workbench as wb
 from workbench import record
 from workbench.dynamics.lock import LOCK, InUse
-from workbench.dynamics.schedule import Every, LogSpaced
+from workbench.dynamics.schedules import Every, LogSpaced
 from workbench.record import Line
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,18 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from workbench import record
+from workbench.dynamics import described
+from workbench.dynamics.clock import Clock, device_of
+from workbench.dynamics.described import shape, shapes
 from workbench.dynamics.examples import Examples, pack
+from workbench.dynamics.gauges.gauge import Gauge, Training
+from workbench.dynamics.lines import Lines
 from workbench.dynamics.lock import take
-from workbench.dynamics.schedule import Every, LogSpaced, Moment, Schedule, log_spaced
+from workbench.dynamics.pending import Pending, late
+from workbench.dynamics.schedules import LogSpaced, Schedule, log_spaced, schedule
+from workbench.dynamics.watch import Past, Turn, Watch
 from workbench.fingerprint import digest
 from workbench.provenance import versions
+from workbench.rebuild import call
 from workbench.record import Line, Manifest
+from workbench.resolve import resolve
 from workbench.twin import unwrap
 
 __all__ = ["Recorder", "log_spaced"]
-
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_TAKEN = ("wall_time", "recorder_seconds")
 
 
 class Recorder:
@@ -51,14 +55,18 @@ class Recorder:
     ``resume``); what was recorded after it is replaced from the first new step on. Two writers at once are refused.
 
     Cost: a checkpoint is one copy and one flushed file of the model's size; a step without one appends one line, some
-    20 µs. Scalars that are tensors on a GPU wait for it. The time spent here is recorded itself
-    (``recorder_seconds`` in ``trajectory.scalars``).
+    20 µs. Scalars that are tensors on a GPU are written when it has computed them, without waiting for it; schedules
+    that watch them hear of them then. The time spent here is measured and recorded itself (``recorder_seconds`` in
+    ``trajectory.scalars``, ``trajectory.overhead``).
+
+    Where several processes train together (``torch.distributed``), the first one writes and the others do nothing.
 
     Args:
         folder: where the record lies or will lie.
         model: the model in training; compiled and data-parallel wrappers are looked through.
         optimizer: its learning rates, betas and the like are noted at each checkpoint.
-        every: which steps keep a checkpoint: ``log_spaced(10)``, a number of steps, or any object with ``due(moment)``.
+        every: which steps keep a checkpoint: ``log_spaced(10)``, a number of steps, a schedule of
+            ``wb.dynamics.schedules`` (on events, within a share of the training time, joined by ``|`` and ``&``).
         data: examples to probe on: tensors (x, y), a Dataset, a DataLoader or batches, stored when up to 64 MB; else
             ``"module:callable"``, which gives them again.
         loss: name of the loss, or ``"module:callable"``.
@@ -66,7 +74,10 @@ class Recorder:
         build: ``"module:callable"`` (or such a function) that builds the model again.
         build_args: its keyword arguments, as JSON allows.
         keep_optimizer: store the optimizer's state too (about twice the model again, for Adam).
-        resume: step to continue from, when the weights equal no checkpoint of an existing record.
+        resume: step to continue from, when the weights equal no checkpoint of an existing record; a new record
+            begins to count there.
+        gauges: what else to read off the training, as ``wb.dynamics.gauges.defaults()``; each has a schedule of its
+            own. A gauge that fails is left out with a warning; training goes on.
     """
 
     def __init__(
@@ -83,21 +94,23 @@ class Recorder:
         build_args: Mapping[str, Any] | None = None,
         keep_optimizer: bool = False,
         resume: int | None = None,
+        gauges: Sequence[Gauge] = (),
     ) -> None:
         if keep_optimizer and optimizer is None:
             raise ValueError("Recorder(keep_optimizer=True) needs the optimizer: Recorder(folder, model, optimizer).")
-        if not isinstance(every, int) and not hasattr(every, "due"):
-            raise TypeError(f"Recorder(every=...) takes wb.log_spaced(10) or a whole number of steps; got {every!r}.")
         self.folder = Path(folder)
-        self._model, self._optimizer, self._keep_optimizer = unwrap(model), optimizer, keep_optimizer
-        self._schedule = Every(every) if isinstance(every, int) else every
-        self._data, self._resume = data, resume
-        self._loss, self._norm = _named("loss", loss, bare=True), norm
-        self._build, self._build_args = _named("build", build), _jsonable(build_args or {})
-        self._step, self._saved, self._superseding = 0, -1, False
-        self._cost, self._entered = 0.0, time.perf_counter()
+        self._model, self._optimizer, self._keep_optimizer = unwrap(model), described.inner(optimizer), keep_optimizer
+        self._turn = Turn(schedule(every))
+        self._data, self._given_loss, self._resume = data, loss, resume
+        self._loss, self._norm = described.named("loss", loss, bare=True), norm
+        self._build, self._build_args = described.named("build", build), described.jsonable(build_args or {})
+        self._step, self._saved, self._superseding, self._silent = 0, -1, False, False
+        self._clock = Clock()
+        self._watch = Watch(gauges, self._clock)
+        self._past = Past([self._turn.schedule, *self._watch.schedules])
+        self._lines = Lines()
+        self._pending = Pending(self._lines.write)
         self._lock: weakref.finalize[Any, Any] | None = None
-        self._scalars: Any = None
 
     @property
     def count(self) -> int:
@@ -106,21 +119,27 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds that recording itself has cost so far."""
-        return self._cost
+        """Wall-clock seconds that recording itself has cost so far, those before a resumption included."""
+        return self._clock.recording
 
     def __enter__(self) -> Recorder:
         if self._lock is not None:
             raise RuntimeError("this Recorder was entered already; make another one for another training.")
-        self._entered = began = time.perf_counter()
-        (self.folder / record.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        self._lock = take(self.folder, self)
-        try:
-            self._open()
-        except BaseException:
-            self._close()
-            raise
-        self._cost += time.perf_counter() - began
+        self._silent = _rank() > 0
+        if self._silent:
+            return self
+        self._clock.restart()
+        with self._clock:
+            (self.folder / record.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            self._lock = take(self.folder, self)
+            try:
+                self._open()
+                if self._watch.schedules:
+                    self._watch.start(self._training())
+                self._watch.prepare(self._step + 1, {}, self._past)
+            except BaseException:
+                self._close()
+                raise
         return self
 
     def _open(self) -> None:
@@ -131,27 +150,42 @@ class Recorder:
         if known:
             self._step = self._saved = self._continue(known)
             self._superseding = True
+            self._clock.go_on(*_spent(self.folder, self._step))
+        else:
+            self._step = self._resume or 0
         self._describe(Manifest.read(self.folder) if known else None)
-        self._scalars = (self.folder / record.SCALARS).open("ab", buffering=0)
-        self._scalars.truncate(whole)
+        self._lines.begin(self.folder / record.SCALARS, whole)
         if not known:
-            self._checkpoint()
-            self._write(Line(0, time.time(), self._cost))
+            self._keep()
+            self._lines.write(Line(self._step, time.time(), self._clock.now()))
+
+    def _training(self) -> Training:
+        """What gauges may look at."""
+        folder, data, loss = self.folder, self._data, self._given_loss
+        return Training(
+            self._model,
+            self._optimizer,
+            lambda: record.load_tensors(record.checkpoint_path(folder, record.checkpoint_steps(folder)[0])),
+            call(data, {}, True, "Recorder(data=...)") if isinstance(data, str) else data,
+            resolve(loss) if isinstance(loss, str) and ":" in loss else loss,
+            self._norm,
+        )
 
     def _describe(self, old: Manifest | None) -> None:
         """Write the manifest and the examples; of an older one, what was not given anew is kept."""
         model = f"{type(self._model).__module__}:{type(self._model).__qualname__}"
-        examples = Examples({"callable": _named("data", self._data)}, {}) if isinstance(self._data, str) else None
-        examples = pack(self._data) if examples is None and self._data is not None else examples
+        data = self._data
+        elsewhere = Examples({"callable": described.named("data", data)}, {}) if isinstance(data, str) else None
+        examples = pack(data) if elsewhere is None and data is not None else elsewhere
         given = {
             "build": self._build,
             "build_args": self._build_args if self._build else None,
             "data": examples.words if examples else None,
             "loss": self._loss,
             "norm": self._norm,
-            "schedule": repr(self._schedule),
+            "schedule": repr(self._turn.schedule),
         }
-        fresh = Manifest(model, _shapes(self._model), versions=dict(versions()))
+        fresh = Manifest(model, shapes(self._model), versions=dict(versions()))
         made = replace(old or fresh, **{name: value for name, value in given.items() if value is not None})
         if made != old:
             if examples:
@@ -160,12 +194,12 @@ class Recorder:
 
     def _continue(self, known: tuple[int, ...]) -> int:
         """The step from which an existing record goes on."""
-        held, mine = Manifest.read(self.folder).tensors, _shapes(self._model)
+        held, mine = Manifest.read(self.folder).tensors, shapes(self._model)
         if held != mine:
             name = next(n for n in [*mine, *held] if held.get(n) != mine.get(n))
             raise ValueError(
-                f"{self.folder} holds the record of another model: its {name} is {_shape(held.get(name))}, here it is "
-                f"{_shape(mine.get(name))}; choose another folder or delete that one."
+                f"{self.folder} holds the record of another model: its {name} is {shape(held.get(name))}, here it is "
+                f"{shape(mine.get(name))}; choose another folder or delete that one."
             )
         if self._resume is not None:
             return self._resumable(known)
@@ -191,18 +225,40 @@ class Recorder:
 
         Tensors of one element are read off; NaN and infinities are kept.
         """
-        began = time.perf_counter()
-        if self._scalars is None:
+        if self._silent:
+            self._step += 1
+            return
+        if not self._lines.open:
             raise RuntimeError("the Recorder is not open: write `with wb.Recorder(...) as rec:` around the training.")
-        values = {name: _number(name, value) for name, value in scalars.items()}
+        with self._clock:
+            self._take(scalars)
+
+    def _take(self, scalars: Mapping[str, float | Tensor]) -> None:
+        now, later = _sorted(scalars)
         if self._superseding:
             self._supersede()
         self._step += 1
-        training = began - self._entered - self._cost
-        if self._schedule.due(Moment(self._step, values, training, self._cost)):
-            self._checkpoint()
-        self._write(Line(self._step, time.time(), self._cost, values))
-        self._cost += time.perf_counter() - began
+        seen = {**self._arrived(), **now}
+        read = self._watch.collect(self._step, seen, self._past)
+        gauged, gauged_later = _sorted(read, checked=False)
+        if self._turn.due(self._step, seen | gauged, self._past, self._clock, self._clock.now()):
+            self._clock.settle(device_of(self._model))
+            self._keep()
+        line = Line(self._step, time.time(), self._clock.now(), now | gauged, training=self._clock.training())
+        self._pending.push(line, later | gauged_later)
+        self._past.add(seen | gauged)
+        self._watch.prepare(self._step + 1, seen | gauged, self._past)
+
+    def _arrived(self) -> dict[str, float]:
+        """What a GPU has computed since the step before."""
+        self._pending.drain()
+        came, self._pending.arrived = self._pending.arrived, {}
+        return came
+
+    def _keep(self) -> None:
+        began = time.perf_counter()
+        self._checkpoint()
+        self._turn.used(self._step, time.perf_counter() - began)
 
     def _supersede(self) -> None:
         """Drop what an earlier attempt recorded after the step that training went on from."""
@@ -211,14 +267,7 @@ class Recorder:
             if step > self._step:
                 record.checkpoint_path(self.folder, step).unlink()
                 record.optimizer_path(self.folder, step).unlink(missing_ok=True)
-        self._write(Line(self._step, time.time(), self._cost, resumed=True))
-
-    def _write(self, line: Line) -> None:
-        """One system call, so that a kill leaves the line whole or cut short at the end of the file."""
-        size, content = self._scalars.seek(0, os.SEEK_END), line.to_bytes()
-        if self._scalars.write(content) < len(content):
-            self._scalars.truncate(size)
-            raise record.full(self.folder / record.SCALARS)
+        self._lines.write(Line(self._step, time.time(), self._clock.now(), resumed=True))
 
     def _checkpoint(self) -> None:
         kept, tied = record.tensors_of(self._model)
@@ -226,7 +275,7 @@ class Recorder:
         header = {"step": str(self._step), "digest": digest(host), "tied": json.dumps(tied)}
         header["training"] = json.dumps(self._model.training)
         if self._optimizer is not None:
-            state, header["optimizer"] = _optimizer(self._model, self._optimizer)
+            state, header["optimizer"] = described.of_optimizer(self._model, self._optimizer)
             if self._keep_optimizer:
                 record.save_tensors(record.optimizer_path(self.folder, self._step), state, {})
         record.save_tensors(record.checkpoint_path(self.folder, self._step), host, header)
@@ -235,80 +284,47 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._silent:
+            return
         try:
-            if self._saved != self._step:
-                # An error of the training matters more than one of the last checkpoint, and must not be hidden by it.
-                with contextlib.suppress(*([OSError] if kind else [])):
+            self._watch.close()
+            # An error of the training matters more than one of the last checkpoint, and must not be hidden by it.
+            with self._clock, contextlib.suppress(*([OSError, RuntimeError] if kind else [])):
+                self._pending.drain(wait=True)
+                if self._saved != self._step:
                     self._checkpoint()
         finally:
             self._close()
 
     def _close(self) -> None:
-        if self._scalars is not None:
-            self._scalars.close()
-            self._scalars = None
+        self._watch.close()
+        self._lines.close()
         if self._lock is not None:
             self._lock()
 
 
-def _shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    kept, _ = record.tensors_of(model)
-    return {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in kept.items()}
+def _sorted(scalars: Mapping[str, float | Tensor], checked: bool = True) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """(numbers that are known, tensors of one element that a GPU may still have to compute)."""
+    now: dict[str, float] = {}
+    later: dict[str, Tensor] = {}
+    for name, value in scalars.items():
+        if checked and name in described.TAKEN:
+            raise ValueError(f"recorder.step({name}=...): the recorder writes {name} itself; choose another name.")
+        if late(value) and cast("Tensor", value).numel() == 1:
+            later[name] = cast("Tensor", value)
+        else:
+            now[name] = described.number(name, value)
+    return now, later
 
 
-def _shape(held: dict[str, Any] | None) -> str:
-    return f"{held['dtype']} of shape {tuple(held['shape'])}" if held else "absent"
+def _spent(folder: Path, step: int) -> tuple[float, float]:
+    """Seconds of recording and of training that the record's steps up to ``step`` took."""
+    lines, _ = record.read_lines(folder / record.SCALARS)
+    held = [line for line in lines if line.step <= step]
+    return (held[-1].cost, held[-1].training) if held else (0.0, 0.0)
 
 
-def _number(name: str, value: float | Tensor) -> float:
-    if name in _TAKEN:
-        raise ValueError(f"recorder.step({name}=...): the recorder writes {name} itself; choose another name.")
-    try:
-        return float(value.detach().item() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):
-        shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-        raise TypeError(f"recorder.step({name}=...) takes one number; got a {type(value).__name__}{shape}.") from None
-
-
-def _named(what: str, value: Any, bare: bool = False) -> str | None:
-    """``"module:callable"`` for a function or such a text; ``bare`` lets a plain name through as well."""
-    if value is None or (bare and isinstance(value, str) and ":" not in value):
-        return value
-    name = value if isinstance(value, str) else f"{value.__module__}:{getattr(value, '__qualname__', '<object>')}"
-    if not _REFERENCE.fullmatch(name) or name.startswith("__main__:"):
-        raise ValueError(
-            f'Recorder({what}=...) must be text such as "mypackage.nets:resnet" or a function at the top of an '
-            f"importable module, so that others can find it; got {name!r}."
-        )
-    return name
-
-
-def _jsonable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(dict(arguments), allow_nan=False))
-    except (TypeError, ValueError) as problem:
-        raise TypeError(f"Recorder(build_args=...) must be values that JSON can hold; {problem}.") from None
-
-
-def _optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
-    """(state tensors by ``index/name``, JSON of class, groups, parameter names and state that is plain numbers)."""
-    names = {id(p): n for n, p in model.named_parameters()}
-    held = optimizer.state_dict()
-    order = [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
-    state = {f"{i}/{k}": v for i, entry in held["state"].items() for k, v in entry.items()}
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    words = {
-        "class": f"{type(optimizer).__module__}:{type(optimizer).__qualname__}",
-        "parameters": order,
-        "groups": [{k: _plain(v) for k, v in group.items()} for group in held["param_groups"]],
-        "state": {key: _plain(value) for key, value in state.items() if key not in tensors},
-    }
-    return tensors, json.dumps(words)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 else value.tolist()
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in cast("list[Any]", value)]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+def _rank() -> int:
+    """This process's number among those that train together; 0 where it is alone."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if together else 0

@@ -1,0 +1,41 @@
+"""The scalars file while it is being written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from workbench import record
+from workbench.record import Line
+
+
+class Lines:
+    """Appends lines to ``scalars.jsonl``, each in one system call: a kill leaves it whole, or cut short at the end."""
+
+    def __init__(self) -> None:
+        self._path, self._file = Path(), None
+
+    @property
+    def open(self) -> bool:
+        """Whether lines can be written."""
+        return self._file is not None
+
+    def begin(self, path: Path, whole: int) -> None:
+        """Go on after the first ``whole`` bytes of a file, or begin it."""
+        self._path = path
+        self._file: Any = path.open("ab", buffering=0)
+        self._file.truncate(whole)
+
+    def write(self, line: Line) -> None:
+        """Append a line, or nothing of it; ``OSError`` when the disk is full."""
+        size, content = self._file.seek(0, os.SEEK_END), line.to_bytes()
+        if self._file.write(content) < len(content):
+            self._file.truncate(size)
+            raise record.full(self._path)
+
+    def close(self) -> None:
+        """Write no more."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

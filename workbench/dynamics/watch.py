@@ -1,0 +1,128 @@
+"""Gauges at work beside a training: which are due, what they need to be told, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.dynamics.clock import Clock
+from workbench.dynamics.gauges.gauge import Gauge, Meter, Training
+from workbench.dynamics.schedules import HISTORY, Moment, Schedule, schedule, watched
+
+
+class Turn:
+    """A schedule with what it was last used for: the step, and the seconds that it took."""
+
+    def __init__(self, given: Schedule) -> None:
+        self.schedule, self.kept, self.seconds = given, 0, 0.0
+
+    def due(self, step: int, scalars: Mapping[str, float], past: Past, clock: Clock, spent: float) -> bool:
+        """Whether its schedule says so; ``spent`` are the seconds of recording up to now."""
+        moment = Moment(step, scalars, clock.training(), spent, self.seconds, past.recent, self.kept)
+        return self.schedule.due(moment)
+
+    def used(self, step: int, seconds: float) -> None:
+        """It was followed."""
+        self.kept, self.seconds = step, seconds
+
+
+class Past:
+    """The latest values of the scalars that some schedule watches; nothing of the others is kept."""
+
+    def __init__(self, schedules: Iterable[Schedule]) -> None:
+        self.recent = {name: deque[float](maxlen=HISTORY) for one in schedules for name in watched(one)}
+
+    def add(self, scalars: Mapping[str, float]) -> None:
+        """The scalars of one more step."""
+        for name, values in self.recent.items():
+            if name in scalars:
+                values.append(scalars[name])
+
+
+class _Post:
+    """One gauge's place: its meter, when it is due, and whether it was told of the step that is coming."""
+
+    def __init__(self, gauge: Gauge, meter: Meter) -> None:
+        self.name, self.meter, self.turn = type(gauge).__name__, meter, Turn(schedule(gauge.every))
+        self.armed = False
+
+
+class Watch:
+    """All gauges of one recorder.
+
+    A hook sits on the optimizer only while a step is under way that a gauge wants to see, so that all other steps cost
+    nothing. A gauge that fails is dropped with a warning: training is worth more than a curve.
+    """
+
+    def __init__(self, gauges: Sequence[Gauge], clock: Clock) -> None:
+        self._gauges, self._clock = tuple(gauges), clock
+        self._posts: list[_Post] = []
+        self._hook: Any = None
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """Those of the gauges."""
+        return [schedule(gauge.every) for gauge in self._gauges]
+
+    def start(self, training: Training) -> None:
+        """Make the meters; ``ValueError`` where one lacks something."""
+        self._optimizer = training.optimizer
+        self._posts = [_Post(gauge, gauge.start(training)) for gauge in self._gauges]
+
+    def prepare(self, step: int, scalars: Mapping[str, float], past: Past) -> None:
+        """Tell the gauges that want to know beforehand, and are due then, that ``step`` comes next."""
+        for post in (p for p in self._posts if p.meter.ahead):
+            if post.turn.due(step, scalars, past, self._clock, self._clock.now()):
+                self._guarded(post, post.meter.arm)
+                post.armed = True
+        if self._hook is None and self._optimizer is not None and any(p.armed for p in self._posts):
+            self._hook = self._optimizer.register_step_pre_hook(self._before)
+
+    def _before(self, *_: Any) -> None:
+        with self._clock:
+            for post in [p for p in self._posts if p.armed]:
+                self._guarded(post, post.meter.before)
+
+    def collect(self, step: int, scalars: Mapping[str, float], past: Past) -> dict[str, Tensor | float]:
+        """What the gauges that are due read after ``step``."""
+        found: dict[str, Tensor | float] = {}
+        for post in list(self._posts):
+            spent = self._clock.now()
+            if post.armed or (not post.meter.ahead and post.turn.due(step, scalars, past, self._clock, spent)):
+                post.armed = False
+                found |= self._guarded(post, post.meter.read) or {}
+                post.meter.disarm()
+                post.turn.used(step, self._clock.now() - spent)
+        self._unhook()
+        return found
+
+    def _guarded(self, post: _Post, act: Any) -> Any:
+        try:
+            with torch.no_grad():
+                return act()
+        except Exception as problem:  # noqa: BLE001 (whatever it is, training must not end for it)
+            post.meter.disarm()
+            self._posts = [p for p in self._posts if p is not post]
+            warnings.warn(
+                f"the gauge {post.name} failed and is left out from here on: {type(problem).__name__}: {problem}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def close(self) -> None:
+        """Take away every hook."""
+        self._unhook()
+        for post in self._posts:
+            post.meter.disarm()
