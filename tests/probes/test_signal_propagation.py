@@ -32,7 +32,7 @@ def test_a_wide_net_follows_mean_field_theory(gain: float) -> None:
     assert data.predicted_second_moment.values[:-1] == pytest.approx(data.second_moment.values[:-1], rel=0.12)
     assert data.predicted_gradient.values == pytest.approx(data.gradient_second_moment.values, rel=0.25)
     flow = data.gradient_second_moment.values[0:-1:2]
-    assert data.chi.values[2:-1:2] == pytest.approx(flow[:-1] / flow[1:], rel=0.1)
+    assert data.chi.values[2:-1:2] == pytest.approx(flow[:-1] / flow[1:], rel=0.2)
 
 
 def test_a_rectified_normal() -> None:
