@@ -45,7 +45,7 @@ def example_rows(
     Raises:
         ValueError: features in which the examples are not along dimension 0 (or 1, for sequences).
     """
-    first = {layer: _channels_first(subject, layer) for layer in layers}
+    first = {layer: channels_first(subject, layer) for layer in layers}
     for caught in (gradients if of_loss else stream)(subject, layers):
         mask = caught.batch.kwargs.get("attention_mask")
         yield {
@@ -99,7 +99,7 @@ def _over_tokens(features: Tensor, pool: Pool, mask: Tensor | None) -> Tensor:
     return (features * shares[:, :, None]).sum(1) / shares.sum(1, keepdim=True).clamp_min(1)
 
 
-def _channels_first(subject: Subject, layer: Layer) -> bool:
+def channels_first(subject: Subject, layer: Layer) -> bool:
     """Whether channels come before places: said by the layer, or by the last before it where it has no parameters."""
     module = module_named(subject, layer.name)
     before: list[nn.Module] = []
