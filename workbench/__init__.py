@@ -36,6 +36,8 @@ __all__ = [
     "log_spaced",
     "operators",
     "probes",
+    "sweep",
+    "trainings",
     "zoo",
 ]
 
@@ -55,6 +57,8 @@ _HOME = {
     "explore": "workbench.ui.bench",
     "load": "workbench.draw.export",
     "log_spaced": "workbench.dynamics.recorder",
+    "sweep": "workbench.sweeping",
+    "trainings": "workbench.trainings",
 }
 """Where each name that is not a folder or module of its own is defined."""
 
@@ -69,6 +73,8 @@ if TYPE_CHECKING:
     from workbench.several import Pair, Runs
     from workbench.store import Store
     from workbench.subject import Subject
+    from workbench.sweeping import sweep
+    from workbench.trainings import trainings
     from workbench.trajectory import Trajectory
     from workbench.ui.app import app
     from workbench.ui.bench import explore

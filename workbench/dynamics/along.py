@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -18,6 +19,8 @@ from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable, drive
 from workbench.probes.spectrum import HessianSpectrum
+from workbench.provenance import provenance_of
+from workbench.resolve import resolve
 from workbench.schema import Doc, Range
 from workbench.trajectory import Trajectory
 
@@ -99,11 +102,38 @@ class Along(Probe[Trajectory]):
         model: Any = None,
         data: Any = None,
         loss: Any = None,
+        client: Any = None,
+        store: str | Path | None = None,
     ) -> Reading:
-        """As ``Probe.run``; ``model``, ``data``, ``loss`` stand for what the record says (``trajectory.using``)."""
+        """As ``Probe.run``; ``model``, ``data``, ``loss`` stand for what the record says (``trajectory.using``).
+
+        With a ``client`` (``dask.distributed.Client``) its workers read the checkpoints, through the ``store`` (None:
+        the run's own), and this process joins what they found; ``seconds`` and ``plan`` are then not used.
+        """
         given = model is not None or data is not None or loss is not None
         chosen = subject.using(model, data, loss) if given else subject
-        return super().run(chosen, seed, seconds, on_reading, plan, before)
+        if client is None:
+            return super().run(chosen, seed, seconds, on_reading, plan, before)
+        return super().run(
+            chosen, seed, None, on_reading, None, self._gathered(chosen, seed, on_reading, client, store)
+        )
+
+    def _gathered(
+        self, subject: Trajectory, seed: int, on_reading: Callable[[Reading], None] | None, client: Any, store: Any
+    ) -> Reading | None:
+        """What the workers of a cluster found at the checkpoints."""
+        at_steps = resolve("workbench.sweeping:at_steps")
+        steps = self.chosen(subject.steps)
+        order = [steps[place] for place in _order(len(steps))]
+        joined, last = _Joined(self, steps, *_training(subject, steps)), None
+        made = {**provenance_of(subject, seed), "context": self.context(subject)}
+        for seen, (step, found) in enumerate(at_steps(self.probe, subject, order, seed, client, store)):
+            if isinstance(found, Reading):
+                joined.put(steps.index(step), found)
+                last = dataclasses.replace(joined.reading((seen + 0.9) / len(steps)), provenance=made)
+                if on_reading is not None:
+                    on_reading(last)
+        return last
 
     def chosen(self, steps: tuple[int, ...]) -> tuple[int, ...]:
         """The steps that are read: every so many, and the last."""
@@ -113,8 +143,22 @@ class Along(Probe[Trajectory]):
     def stream(self, subject: Trajectory, draw: Draw) -> Iterator[Reading]:
         """Read checkpoint after checkpoint, ends and middle first; each reading of the probe gives one of the curve."""
         steps = self.chosen(subject.steps)
+        yield from self._read(subject, draw, _Joined(self, steps, *_training(subject, steps)))
+
+    def resume(self, subject: Trajectory, draw: Draw, before: xr.Dataset) -> Iterator[Reading]:
+        """As ``stream``, without the checkpoints that were read to their end."""
+        steps = self.chosen(subject.steps)
         joined = _Joined(self, steps, *_training(subject, steps))
+        joined.restore(before)
+        yield from self._read(subject, draw, joined)
+
+    def _read(self, subject: Trajectory, draw: Draw, joined: _Joined) -> Iterator[Reading]:
+        steps = joined.steps
         for seen, place in enumerate(_order(len(steps))):
+            if joined.known(place):
+                if seen + 1 == len(steps):
+                    yield joined.reading(1.0)
+                continue
             try:
                 for reading in _readings(self.probe, subject, steps[place], draw.seed):
                     joined.put(place, reading)
@@ -215,6 +259,24 @@ class _Joined:
         self.training = training
         self.notes: dict[str, None] = {}
         self.plan = ""
+
+    def known(self, place: int) -> bool:
+        """Whether a checkpoint was read to its end."""
+        return bool(self.arrays) and self.arrays["checkpoint_done"][place] == 1
+
+    def restore(self, data: xr.Dataset) -> None:
+        """Take over what an earlier run of the same question had joined."""
+        own = {"step", "scalar", "number"}
+        self.arrays = {str(n): v.values.copy() for n, v in data.data_vars.items() if n != "training"}
+        self.moving = {
+            str(name).removesuffix("_at"): coord.values.copy()
+            for name, coord in data.coords.items()
+            if coord.ndim == 2 and str(name).endswith("_at")
+        }
+        self.coords |= {str(n): c.values for n, c in data.coords.items() if n not in own and c.ndim == 1}
+        self.numbers = [str(n) for n in data["number"].values]
+        self.notes = dict.fromkeys(json.loads(data.attrs.get("notes", "[]")))
+        self.plan = data.attrs.get("plan", "")
 
     def _prepare(self, reading: Reading) -> None:
         """Make room for every checkpoint once the first reading has shown the sizes."""
