@@ -157,7 +157,7 @@ def words(moments: ClassMoments, where: str = "") -> list[str]:
         return [*said, f"fewer than two classes are present{where}, so collapse is not defined: nan"]
     frame = frames.centre(moments.means[kept])
     rank, full = len(frame.strengths), len(kept) - 1
-    same = [f"{kept[i]} and {kept[j]}" for i, j in frames.merged(frame.rows)]
+    same = [f"{kept[i]} and {kept[j]}" for i, j in frames.merged(moments.means[kept])]
     if same:
         said.append(
             f"the means of classes {'; '.join(same[:6])} are the same{where}: they have merged, cdnv is infinite"

@@ -125,8 +125,9 @@ class Scatter:
         return (squared - 2 * (features - middle) @ rows.T).argmin(1, keepdim=True)
 
     def within(self) -> list[float]:
-        """Tr(Σ_W Σ_B⁺)/C of each fold, over the directions that its class means have."""
-        return ((self.inside / self.strengths**2).sum(1) / self.seen).tolist()
+        """Tr(Σ_W Σ_B⁺)/C of each fold, over the directions that its class means have; nan where they have none."""
+        spans = self.strengths.isfinite().any(1)
+        return torch.where(spans, (self.inside / self.strengths**2).sum(1) / self.seen, torch.nan).tolist()
 
     def shares(self) -> dict[str, list[float]]:
         """Of each fold: disagreement with the nearest class mean, its error rate, and the network's accuracy."""
@@ -134,14 +135,10 @@ class Scatter:
         return {name: (total / self.seen).tolist() for name, total in found.items()}
 
     def spread_inside(self) -> list[float]:
-        """Tr(P Σ_W) of each fold, P onto the span of its class means."""
-        return (self.inside.sum(1) / self.seen).tolist()
-
-
-def between(moments: ClassMoments) -> float:
-    """Tr Σ_B of the present classes: their centred means' mean square."""
-    means = moments.means[moments.counts > 0]
-    return float(((means - means.mean(0)) ** 2).sum(1).mean())
+        """Tr(P Σ_W)/Tr Σ_B of each fold, P onto the span of its class means; nan where they have none."""
+        square = self.strengths.masked_fill(self.strengths.isinf(), 0.0).square().sum(1)
+        classes = torch.stack([(fold.counts > 0).sum() for fold in self.folds])
+        return (self.inside.sum(1) / self.seen / (square / classes)).tolist()
 
 
 def of_moments(moments: ClassMoments) -> dict[str, float]:

@@ -37,10 +37,16 @@ def centre(means: Tensor) -> Centred:
     rows = means - mean
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     values, vectors = values.flip(0)[:-1], vectors.flip(1)[:, :-1]
-    kept = values > RANK_FLOOR * values[:1].clamp_min(torch.finfo(values.dtype).tiny)
+    kept = values > (RANK_FLOOR * values[:1]).clamp_min(_rounding(means) ** 2)
     spread = rows.T @ vectors[:, kept]
     axes, _ = torch.linalg.qr(spread)
     return Centred(mean, rows, axes.T, torch.linalg.vector_norm(spread, dim=0))
+
+
+def _rounding(means: Tensor) -> float:
+    """The distance under which means of this size differ by rounding alone."""
+    largest = float(torch.linalg.vector_norm(means, dim=1).max())
+    return max(16 * torch.finfo(means.dtype).eps * largest, torch.finfo(means.dtype).tiny ** 0.5)
 
 
 def equinorm(rows: Tensor) -> float:
@@ -133,8 +139,9 @@ def distance_to_collapse(means: Tensor, counts: Tensor, scatter: Tensor) -> floa
     return float((1 - fitted / square).clamp_min(0).sqrt())
 
 
-def merged(rows: Tensor, tolerance: float = 1e-5) -> list[tuple[int, int]]:
-    """Pairs of classes whose means lie closer than ``tolerance`` times the root mean square length of the rows."""
-    scale = (rows**2).sum(1).mean().sqrt()
-    near = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") <= tolerance * scale
+def merged(means: Tensor, tolerance: float = 1e-5) -> list[tuple[int, int]]:
+    """Pairs of classes whose means lie closer than ``tolerance`` times their spread, or differ by rounding alone."""
+    spread = float(((means - means.mean(0)) ** 2).sum(1).mean().sqrt())
+    apart = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist")
+    near = apart <= max(tolerance * spread, _rounding(means))
     return [(int(i), int(j)) for i, j in near.triu(1).nonzero().tolist()]
