@@ -36,7 +36,7 @@ class LocalComplexity(Probe[Subject]):
     What it measures: around each input x the vertices x ± r u_j, for ``directions`` orthonormal random u_j and
     r = ``radius`` times the median ‖x‖; a neuron counts when its pre-activation does not have one sign at all of them.
     ``fraction`` (place, layer) is the mean over inputs of the share of neurons that count, ``changing`` the number,
-    on training inputs, on held-out ones, and on normal noise with the training inputs' mean and standard deviation in each
+    on training inputs, on held-out ones, and on normal noise with the training inputs' mean and deviation in each
     entry. For piecewise linear nets it is how many linear regions' borders pass near x.
 
     How to read it: it falls, rises and falls again around training inputs as a net fits, memorises and generalises.
