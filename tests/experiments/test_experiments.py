@@ -17,7 +17,7 @@ from workbench.experiments.lazy_to_rich import GrokkingLazyToRich
 from workbench.experiments.modular_addition import GrokkingModularAddition
 
 QUICK = {
-    GrokkingLazyToRich: GrokkingLazyToRich(dimension=4, width=20, examples=12, steps=30),
+    GrokkingLazyToRich: GrokkingLazyToRich(arms=2, dimension=4, width=20, examples=12, steps=30),
     GrokkingModularAddition: GrokkingModularAddition(modulus=5, width=8, steps=20),
 }
 EXPERIMENTS = catalog.probes("nothing")
@@ -49,9 +49,10 @@ def test_seeds_differ_and_calibration_is_not_judged(cls) -> None:
     assert not set(cls.calibrated_on) & set(range(50)), "these are what people judge"
 
 
-def delays(ratios: list[float], least: list[float]) -> xr.Dataset:
+def delays(ratios: list[float], least: list[float], aligned: float = 0.2) -> xr.Dataset:
     errors = [0.1 if r == r else math.nan for r in ratios]
     held = {"delay_ratio": ratios, "delay_ratio_least": least, "delay_ratio_error": errors}
+    held |= {"alignment_start": [0.1, 0.1, 0.1], "alignment_end": [0.4, 0.3, aligned]}
     return xr.Dataset({n: ("arm", v) for n, v in held.items()}, {"arm": [0.5, 1.0, 2.0]})
 
 
@@ -70,6 +71,11 @@ def test_the_delay_must_grow_with_the_scale(ratios, least, passed, statistic) ->
     verdict = GrokkingLazyToRich(arms=3).verdict(delays(ratios, least))
     assert verdict.passed is passed
     assert verdict.statistic == pytest.approx(statistic, nan_ok=True)
+
+
+@pytest.mark.parametrize(("aligned", "passed"), [(0.2, True), (0.12, False), (math.nan, False)])
+def test_the_kernel_must_turn_towards_the_targets_at_each_scale(aligned: float, passed: bool) -> None:
+    assert GrokkingLazyToRich(arms=3).verdict(delays([1.5, 2, 6], [1.5, 2, 6], aligned)).passed is passed
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_evaluations_are_dense_enough(last: int, per_decade: int) -> None:
 
 
 def test_the_learning_rate_is_half_of_one_over_the_sharpness() -> None:
-    data = GrokkingLazyToRich(dimension=4, width=6, examples=12, steps=3).run(seed=2).data
+    data = GrokkingLazyToRich(arms=2, dimension=4, width=6, examples=12, steps=3).run(seed=2).data
     train, _ = lazy_to_rich.polynomial(4, 12, lazy_to_rich.TEST, 2)
     for rate, alpha in zip(data.learning_rate.values, data["arm"].values, strict=True):
         net = lazy_to_rich.scaled_sum(4, 6, float(alpha), 0.5, 2 + 1_000_003)

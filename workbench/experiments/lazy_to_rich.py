@@ -18,10 +18,13 @@ from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.probes.spectrum import HessianSpectrum
+from workbench.probes.tangent_kernel import TangentKernel
 from workbench.schema import Doc, Range, Slow
 from workbench.subject import Subject
 from workbench.zoo.quadratic import Examples, polynomial, scaled_sum
 
+KERNEL = 128
+"""Examples whose tangent kernel is taken."""
 TEST = 1000
 """Examples that the test score is taken on."""
 
@@ -41,8 +44,11 @@ class GrokkingLazyToRich(Experiment):
     was born with, which do not fit the task, and generalises only when they have moved. ``delay_ratio_least`` is what
     a ratio exceeds where training ended before.
 
-    The verdict: the delay at the largest α over that at the smallest must reach 1.5, and no delay may lie below that
-    of a smaller α by more than what the evaluations leave open.
+    ``alignment_end`` over ``alignment_start`` shows that features were learned at every α: the tangent kernel turns
+    towards the targets, although it moves the less the larger α is.
+
+    The verdict: the delay at the largest α over that at the smallest must reach 1.5, no delay may lie below that
+    of a smaller α by more than what the evaluations leave open, and the alignment must grow by 1.5 at each α.
 
     What it costs: ``arms`` trainings of at most ``steps`` steps of the whole data, some seconds.
 
@@ -54,8 +60,23 @@ class GrokkingLazyToRich(Experiment):
     variables: ClassVar[tuple[Variable, ...]] = (
         *VARIABLES,
         Variable("learning_rate", ("arm",), "step of gradient descent, half of 1 / sharpness at the start"),
+        Variable(
+            "alignment_start",
+            ("arm",),
+            "tangent kernel's alignment with the targets, before training",
+            error="alignment_start_error",
+        ),
+        Variable("alignment_start_error", ("arm",), "its standard error over examples"),
+        Variable(
+            "alignment_end",
+            ("arm",),
+            "tangent kernel's alignment with the targets, after training",
+            error="alignment_end_error",
+        ),
+        Variable("alignment_end_error", ("arm",), "its standard error over examples"),
     )
     least_growth: ClassVar[float] = 1.5
+    least_alignment_growth: ClassVar[float] = 1.5
     learned: ClassVar[float] = 0.95
 
     smallest: Annotated[float, Range(1e-3, 1e3, log=True, soft=(0.1, 1)), Doc("Smallest output scale α."), Slow()] = 0.5
@@ -83,20 +104,25 @@ class GrokkingLazyToRich(Experiment):
         """Train arm after arm, the smallest and quickest scale first."""
         train, test = polynomial(self.dimension, self.examples, TEST, draw.seed)
         arms = Arms(self.scales, evaluation_steps(self.steps), arms_grokking(self.learned))
-        rates, pace = np.full(self.arms, np.nan), Pace()
+        own, pace = {v.name: np.full(self.arms, np.nan) for v in self.variables[len(VARIABLES) :]}, Pace()
         for arm, alpha in enumerate(self.scales):
             net = scaled_sum(self.dimension, self.width, alpha, self.curvature, draw.seed + 1_000_003)
-            rates[arm] = _rate(net, train)
-            for step in _descend(arms, arm, net, float(rates[arm]), train, test):
+            rate = own["learning_rate"][arm] = _rate(net, train)
+            own["alignment_start"][arm], own["alignment_start_error"][arm] = _alignment(net, train)
+            for step in _descend(arms, arm, net, rate, train, test):
                 if pace.due():
-                    yield self._report(arms, rates, (arm + (step + 1) / (self.steps + 2)) / self.arms)
+                    yield self._report(arms, own, (arm + (step + 1) / (self.steps + 2)) / self.arms)
             arms.finish(arm)
-            yield self._report(arms, rates, (arm + 1) / self.arms)
+            own["alignment_end"][arm], own["alignment_end_error"][arm] = _alignment(net, train)
+            yield self._report(arms, own, (arm + 1) / self.arms)
 
-    def _report(self, arms: Arms, rates: Any, done: float) -> Reading:
+    def _report(self, arms: Arms, own: dict[str, Any], done: float) -> Reading:
         coords = {"arm": arms.values, "step": arms.steps}
-        notes = ("a score is the explained share of the initial loss, on 1000 test examples",)
-        values = arms.now() | {"learning_rate": rates}
+        notes = (
+            "a score is the explained share of the initial loss, on 1000 test examples",
+            f"alignment: uncentred, of the kernel of at most {KERNEL} training examples",
+        )
+        values = arms.now() | own
         return self.reading(done, values, coords=coords, converged=done == 1, notes=notes)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
@@ -104,6 +130,7 @@ class GrokkingLazyToRich(Experiment):
         first, last = data.isel(arm=0), data.isel(arm=-1)
         return {
             "delay_growth": _growth(data),
+            "alignment_growth": _alignment_growth(data),
             "delay_ratio_smallest": float(first.delay_ratio),
             "delay_ratio_smallest_error": float(first.delay_ratio_error),
             "delay_ratio_largest": float(last.delay_ratio),
@@ -112,10 +139,12 @@ class GrokkingLazyToRich(Experiment):
 
     def verdict(self, data: xr.Dataset) -> Verdict:
         """Delay at the largest over that at the smallest scale, which must not fall in between."""
-        growth, steady = _growth(data), _never_falls(data)
+        growth, steady, aligned = _growth(data), _never_falls(data), _alignment_growth(data)
         ratios = ", ".join(_ratio_words(data.isel(arm=k)) for k in range(data.sizes["arm"]))
         words = f"growth of the delay ratio with the output scale: {ratios}{'' if steady else '; it falls in between'}"
-        return Verdict(bool(growth >= self.least_growth and steady), growth, self.least_growth, words)
+        words += f"; alignment grows at least {aligned:.3g} times, wanted {self.least_alignment_growth:g}"
+        passed = growth >= self.least_growth and steady and aligned >= self.least_alignment_growth
+        return Verdict(bool(passed), growth, self.least_growth, words)
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Both losses of each arm on log axes, and the delay over the output scale."""
@@ -137,6 +166,14 @@ def _rate(net: nn.Module, train: Examples) -> float:
     probe = HessianSpectrum(operator="ggn", top=1, minimum=False, trace=False, density=False)
     found = probe.run(Subject(net, train, "half_mse", max_examples=None))
     return 0.5 / float(found.data.eigenvalue[0])
+
+
+def _alignment(net: nn.Module, train: Examples) -> tuple[float, float]:
+    """Alignment of the tangent kernel with the targets and its error; nan where training has diverged."""
+    if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
+        return np.nan, np.nan
+    found = TangentKernel(examples=KERNEL, top=1).run(Subject(net, train, "half_mse", max_examples=None)).data
+    return float(found.alignment_uncentred), float(found.alignment_uncentred_error)
 
 
 def _descend(arms: Arms, arm: int, net: nn.Module, rate: float, train: Examples, test: Examples) -> Iterator[int]:
@@ -166,6 +203,11 @@ def _half_square(net: nn.Module, data: Examples) -> Tensor:
 def _growth(data: xr.Dataset) -> float:
     """Largest scale's delay, or what it exceeds, over the smallest's; nan until both are known."""
     return float(data.delay_ratio_least[-1] / data.delay_ratio[0])
+
+
+def _alignment_growth(data: xr.Dataset) -> float:
+    """The smallest growth of the kernel's alignment over the scales; nan until all are known."""
+    return float((data.alignment_end / data.alignment_start).min(skipna=False))
 
 
 def _never_falls(data: xr.Dataset) -> bool:

@@ -19,7 +19,9 @@ from workbench.figure import Axis, Figure, Line, Panel, Role
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
+from workbench.probes.fourier_concentration import FourierConcentration
 from workbench.schema import Choice, Doc, Range, Slow
+from workbench.subject import Subject
 from workbench.zoo.modular import Examples, added_embeddings, split
 
 _ROLES: tuple[Role, ...] = ("main", "second")
@@ -35,7 +37,8 @@ class GrokkingModularAddition(Experiment):
     arm took. Seeds decide the split and the weights.
 
     How to read it: accuracies on a log axis: training reaches 0.99 early, test much later, with weight decay alone.
-    ``weight_norm`` falls while the net passes from memorising to the general solution.
+    ``weight_norm`` falls while the net passes from memorising to the general solution, whose embedding consists of few
+    frequencies: ``gini``, as FourierConcentration has it, ends high with weight decay alone.
 
     The verdict: the delay ratio with weight decay must reach 3, and without it the test accuracy must stay under 0.2.
 
@@ -50,6 +53,7 @@ class GrokkingModularAddition(Experiment):
     variables: ClassVar[tuple[Variable, ...]] = (
         *VARIABLES,
         Variable("weight_norm", ("arm", "checkpoint"), "norm of the weights"),
+        Variable("gini", ("arm",), "Gini coefficient of the embedding's Fourier powers after training"),
     )
     least_ratio: ClassVar[float] = 3.0
     control_at_most: ClassVar[float] = 0.2
@@ -79,6 +83,7 @@ class GrokkingModularAddition(Experiment):
         arms = Arms(self.decays, evaluation_steps(self.steps), arms_grokking(self.learned))
         kept = evaluation_steps(self.steps, 10)
         norms, pace, last = np.full((2, len(kept)), np.nan), Pace(), self.steps
+        own = {"weight_norm": norms, "gini": np.full(2, np.nan)}
         for arm, decay in enumerate(self.decays):
             net = added_embeddings(self.modulus, self.width, self.activation, self.initial_scale, draw.seed + 1_000_003)
             optimizer = torch.optim.AdamW(
@@ -87,14 +92,15 @@ class GrokkingModularAddition(Experiment):
             at = 0
             for at in _train(arms, arm, net, optimizer, (train, test), kept, last):
                 if pace.due():
-                    yield self._report(arms, norms, kept, (arm + (at + 1) / (last + 2)) / 2)
+                    yield self._report(arms, own, kept, (arm + (at + 1) / (last + 2)) / 2)
             found, last = arms.finish(arm), at
             norms[:, np.isin(kept, found["checkpoint"])] = _rows(found)
-            yield self._report(arms, norms, kept, (arm + 1) / 2)
+            own["gini"][arm] = _concentration(net, train)
+            yield self._report(arms, own, kept, (arm + 1) / 2)
 
-    def _report(self, arms: Arms, norms: NDArray[np.float64], kept: tuple[int, ...], done: float) -> Reading:
+    def _report(self, arms: Arms, own: dict[str, Any], kept: tuple[int, ...], done: float) -> Reading:
         coords = {"arm": arms.values, "step": arms.steps, "checkpoint": kept}
-        return self.reading(done, arms.now() | {"weight_norm": norms}, coords=coords, converged=done == 1)
+        return self.reading(done, arms.now() | own, coords=coords, converged=done == 1)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """The delay with weight decay, and the test accuracies that both arms ended with."""
@@ -106,6 +112,8 @@ class GrokkingModularAddition(Experiment):
             "step_generalise": float(decayed.step_generalise),
             "test_accuracy": _last(decayed.test_score.values),
             "control_test_accuracy": _last(data.test_score.values[1]),
+            "gini": float(decayed.gini),
+            "control_gini": float(data.gini[1]),
         }
 
     def verdict(self, data: xr.Dataset) -> Verdict:
@@ -130,6 +138,13 @@ class GrokkingModularAddition(Experiment):
         pairs, weights = self.modulus**2, 3 * self.modulus * self.width
         held = 4 * pairs * (4 * self.width + 4 * self.modulus) + 4 * weights * len(evaluation_steps(self.steps, 10)) * 2
         return Cost(held, None, f"2 trainings of at most {self.steps} steps")
+
+
+def _concentration(net: nn.Module, train: Examples) -> float:
+    """How few frequencies the first embedding consists of; nan where training has diverged."""
+    if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
+        return float("nan")
+    return float(FourierConcentration().run(Subject(net, train)).data.gini)
 
 
 def _rows(found: xr.Dataset) -> NDArray[np.float64]:
