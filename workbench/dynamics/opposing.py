@@ -1,0 +1,215 @@
+"""Opposing signals: the examples whose losses rise and fall against one another from step to step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workbench.figure import Axis, Figure, Line, Panel, Rule, Text, fitting
+from workbench.numerics.basis import dot, norm
+from workbench.numerics.sampling import Draw
+from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
+from workbench.schema import Doc, Range
+from workbench.subject import Subject
+from workbench.trajectory import Trajectory
+
+Floats = NDArray[np.float64]
+_GROUPS = ("rising", "falling")
+
+
+@dataclass(frozen=True)
+class OpposingSignals(Probe[Trajectory]):
+    """Opposing signals: two groups of examples whose losses move oppositely, and carry most of the loss's movement.
+
+    What it measures: Δℓ_i(t), the change of each example's loss from one checkpoint to the next. The K = ``share`` · n
+    examples with the largest rise and the K with the largest fall between ``step`` and the checkpoint after it make the
+    groups: ``example`` (their places in the subject), ``change``, ``target`` where it is a number. At all checkpoints:
+    ``group_loss``, the groups' mean losses; ``alternation``, the correlation over examples of Δℓ(t) with Δℓ(t - 1);
+    ``group_share`` = Σ_groups |Δℓ| / Σ |Δℓ|; ``mean_change`` of the loss and ``typical_change``, the root mean square
+    of the examples'. ``cosine`` is that between the two groups' mean gradients at ``step``.
+
+    How to read it: at the edge of stability ``alternation`` and ``cosine`` are near -1, and examples change by many
+    times what their mean does: the loss falls slowly while two groups with opposite signals are swung to and fro.
+    Look at the examples: a feature that both have, with different labels, is what Rosenfeld and Risteski found.
+
+    What it costs: one pass over the examples for each checkpoint, and two gradients of K examples; memory, n numbers
+    for each checkpoint.
+
+    When it misleads: checkpoints must be one step apart (record with every=1); with more between, alternation is
+    averaged away, and a note says so. Mini-batches hide it: full-batch or large-batch training shows it. Early, the
+    groups are those that are learnt first. Groups are picked by their change, not by their loss, so that
+    ``group_share`` at ``step`` is selected to be large: look at it at other steps.
+
+    Errors: exact for these examples. Source: Rosenfeld and Risteski 2023.
+    """
+
+    share: Annotated[
+        float, Range(1e-5, 0.5, log=True, soft=(1e-3, 0.1)), Doc("Part of the examples in each group; at least one.")
+    ] = 0.005
+    step: Annotated[
+        int | None,
+        Range(0, 100_000_000),
+        Doc("Checkpoint from which changes pick the groups; None: that with the largest changes in the second half."),
+    ] = None
+
+    looks_at: ClassVar[Look] = "trajectory"
+    variables: ClassVar[tuple[Variable, ...]] = (
+        Variable("example", ("group", "rank"), "place of the example in the subject"),
+        Variable("change", ("group", "rank"), "change of its loss"),
+        Variable("target", ("group", "rank"), "its target"),
+        Variable("group_loss", ("step", "group"), "mean loss of the group"),
+        Variable("loss", ("step",), "mean loss"),
+        Variable("mean_change", ("step",), "change of the mean loss to the next checkpoint"),
+        Variable("typical_change", ("step",), "root mean square of the examples' changes"),
+        Variable("alternation", ("step",), "correlation of changes with those before"),
+        Variable("group_share", ("step",), "part of Σ|Δℓ| in both groups"),
+        Variable("cosine", (), "cosine between the groups' mean gradients"),
+        Variable("picked_at", (), "step from which changes picked the groups", "steps"),
+    )
+
+    def stream(self, subject: Trajectory, draw: Draw) -> Iterator[Reading]:
+        """Checkpoint after checkpoint, then the groups."""
+        steps = subject.steps
+        if len(steps) < 2 or (self.step is not None and self.step not in steps[:-1]):
+            raise ValueError(
+                f"OpposingSignals compares checkpoints with the next ones, from step {self.step}; {subject.label} has "
+                f"{len(steps)}, the last at {max(steps, default=0)}. Record every step, and "
+                "choose one with another after it."
+            )
+        run = _Run(self, subject)
+        for place in range(len(steps)):
+            run.add(place)
+            yield run.report(0.95 * (place + 1) / len(steps))
+        run.pick()
+        yield run.report(1.0)
+
+    def summary(self, data: xr.Dataset) -> dict[str, Value]:
+        """Alternation and opposition where the groups were picked, and how much larger examples' changes are."""
+        found: dict[str, Value] = {"cosine": float(data.cosine), "picked_at": float(data.picked_at)}
+        alternation = data.alternation.values
+        known = alternation[np.isfinite(alternation)]
+        found["alternation"] = float(np.median(known)) if known.size else math.nan
+        at = data["step"].values == float(data.picked_at)
+        return found | {"group_share": float(data.group_share.values[at][0]) if at.any() else math.nan}
+
+    def figure(self, data: xr.Dataset) -> Figure:
+        """The groups' losses along the path, and the correlation of changes with those before."""
+        steps = data["step"].values
+        losses, x = data.group_loss.values, Axis("step")
+        lines = [Line(steps, data.loss.values, "all examples", "reference")]
+        for column, name, role in ((0, "rising", "main"), (1, "falling", "second")):
+            lines.append(Line(steps, losses[:, column], f"{name} where picked", role))  # type: ignore[arg-type]
+        picked = float(data.picked_at)
+        rules = (Rule(picked, "x", "picked here"),) if math.isfinite(picked) else ()
+        first = Panel((*lines, *rules), x, fitting("loss", "log", losses, data.loss.values))
+        alternation = data.alternation.values
+        none = Text(float(steps[0]), 0.0, "three checkpoints are needed")
+        mark = Line(steps, alternation) if np.isfinite(alternation).any() else none
+        limits = Axis("correlation with the change before", limits=(-1.05, 1.05))
+        return Figure((first, Panel((mark, Rule(0.0)), x, limits)))
+
+    def estimate(self, subject: Trajectory) -> Cost:
+        """One subject at a time, and all losses."""
+        one, count = subject.subject(subject.steps[-1]), len(subject.steps)
+        bytes_ = one.memory() + 4 * one.size * one.dtype.itemsize + 24 * count * one.examples
+        return Cost(bytes_, count, f"one pass over the examples for each of {count} checkpoints")
+
+
+class _Run:
+    """Losses of every example at the checkpoints so far."""
+
+    def __init__(self, probe: OpposingSignals, subject: Trajectory) -> None:
+        self.probe, self.subject, self.steps = probe, subject, np.array(subject.steps)
+        self.losses: Floats | None = None
+        self.values: dict[str, Any] = {}
+        self.notes: tuple[str, ...] = ()
+
+    def add(self, place: int) -> None:
+        """One more checkpoint."""
+        here = self.subject.subject(int(self.steps[place]))
+        found = here.losses()
+        if found is None:
+            raise ValueError(
+                "OpposingSignals follows each example's own loss; this one couples the examples of a batch. Use "
+                "norm='eval', or a loss with one number an example."
+            )
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(f"some losses at step {self.steps[place]} are not finite; leave later checkpoints out.")
+        if self.losses is None:
+            self.losses = np.full((len(self.steps), len(found)), np.nan)
+            self.count = max(1, min(math.ceil(self.probe.share * len(found)), len(found) // 2))
+            on = f"on {here.examples} of {here.available or 'unknown'} examples"
+            self.notes = (*here.notes, on)
+            if (np.diff(self.steps) > 1).any():
+                self.notes += ("checkpoints are more than one step apart: alternation between them is not seen",)
+        self.losses[place] = found.cpu().numpy()
+
+    def pick(self) -> None:
+        """The groups, and what follows from them."""
+        assert self.losses is not None
+        changes = np.diff(self.losses, axis=0)
+        place = self.place(changes)
+        order = np.argsort(changes[place], kind="stable")
+        groups = np.stack([order[::-1][: self.count], order[: self.count]])
+        here = self.subject.subject(int(self.steps[place]))
+        both = np.abs(changes[:, groups.ravel()]).sum(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            part = np.append(both / np.abs(changes).sum(1), np.nan)
+        self.values = {"example": groups, "change": changes[place][groups], "target": _targets(here, groups)}
+        self.values |= {"group_loss": self.losses[:, groups].mean(2), "group_share": part}
+        self.values |= {"cosine": _cosine(here, groups), "picked_at": float(self.steps[place])}
+
+    def place(self, changes: Floats) -> int:
+        """Where the groups are picked: early changes, when everything is learnt at once, say little."""
+        if self.probe.step is not None:
+            return self.subject.steps.index(self.probe.step)
+        half = len(changes) // 2
+        return half + int(np.argmax(np.abs(changes[half:]).sum(1)))
+
+    def report(self, done: float) -> Reading:
+        """The reading of now."""
+        assert self.losses is not None
+        changes = np.diff(self.losses, axis=0)
+        nothing = np.full(1, np.nan)
+        values = {"loss": self.losses.mean(1), "mean_change": np.append(changes.mean(1), nothing)}
+        values["typical_change"] = np.append(np.sqrt((changes**2).mean(1)), nothing)
+        pairs = [_correlation(one, two) for one, two in itertools.pairwise(changes)]
+        values["alternation"] = np.array([np.nan, *pairs, np.nan])[: len(self.steps)]
+        coords = {"step": self.steps, "group": np.array(_GROUPS), "rank": np.arange(1, self.count + 1)}
+        found = values | self.values
+        return self.probe.reading(done, found, coords=coords, converged=done == 1, notes=self.notes)
+
+
+def _correlation(one: Floats, two: Floats) -> float:
+    """Pearson's, over examples; nan where either does not vary or is not known."""
+    a, b = one - one.mean(), two - two.mean()
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / scale if scale > 0 else math.nan
+
+
+def _targets(subject: Subject, groups: NDArray[np.int64]) -> Floats:
+    """The groups' targets where each is one number; nan else."""
+    found = np.full(groups.shape, np.nan)
+    wanted = np.unique(groups)
+    parts: list[Tensor] = []
+    for batch in subject.selected(wanted.tolist()).batches():
+        if not isinstance(batch.targets, Tensor) or batch.targets.numel() != batch.size:
+            return found
+        parts.append(batch.targets.reshape(-1).double())
+    targets = torch.cat(parts).cpu().numpy()
+    return targets[np.searchsorted(wanted, groups)]
+
+
+def _cosine(subject: Subject, groups: NDArray[np.int64]) -> float:
+    one, two = (subject.flatten(subject.selected(g.tolist()).gradient()) for g in groups)
+    scale = float(norm(one)) * float(norm(two))
+    return float(dot(one, two)) / scale if scale > 0 else math.nan
