@@ -29,8 +29,8 @@ Form = Literal["full", "trace", "each"]
 SHARE = 0.25
 """The share of free memory that what is kept of the layers may take, and no more than BUDGET bytes."""
 BUDGET = 2**31
-PASS = 4
-"""What a pass takes, over what autograd keeps of a forward pass: inputs, normalised ones, one output's gradients."""
+PASS = 8
+"""What a pass takes, over what autograd keeps of a forward pass: inputs, their patches, one output's gradients."""
 Steps = Generator[float, None, Tensor]
 
 

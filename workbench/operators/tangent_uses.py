@@ -58,6 +58,7 @@ class Outer(Use):
     given: Tensor
     groups: int = 1
     turned: bool = False
+    _patches: Tensor | None = field(default=None, init=False)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -71,11 +72,17 @@ class Outer(Use):
     def slopes(self, slope: Tensor, examples: int) -> Tensor:
         """The output's gradient as (examples, groups, positions, outputs)."""
 
+    def patches(self, examples: int) -> Tensor:
+        """:meth:`inputs`, made once for all outputs."""
+        if self._patches is None:
+            self._patches = self.inputs(examples)
+        return self._patches
+
     def rows(self, role: Role, slope: Tensor, examples: int) -> Tensor:
         g = self.slopes(slope, examples)
         if role == "bias":
             return g.sum(2).flatten(1)
-        x = self.inputs(examples)
+        x = self.patches(examples)
         return (x.mT @ g if self.turned else g.mT @ x).flatten(1)
 
 
