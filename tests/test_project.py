@@ -176,6 +176,9 @@ def public_functions(tree: ast.Module) -> Iterator[tuple[str, Function]]:
 def test_only_the_recorder_takes_arguments_of_any_name() -> None:
     found = [(name, f) for tree in trees().values() for name, f in public_functions(tree)]
     assert len(found) > 30
+    # A callback's methods have the arguments that the other library's trainer gives them.
+    home = {name: classes().get(name.partition(".")[0]) for name, _ in found}
+    found = [(name, f) for name, f in found if not home[name] or not fills_in_another_library(home[name])]
     open_ended = {name for name, f in found if f.args.kwarg}
     assert open_ended <= {"Recorder.step", "TakesSteps.step"}, "the second is the first, as a Protocol below it"
 

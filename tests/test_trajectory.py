@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -326,3 +328,38 @@ def test_recorded_examples_of_any_kind_come_back_as_they_were(tmp_path: Path) ->
         subject = wb.Trajectory.open(tmp_path / str(label)).subject(0, model=model)
         assert subject.loss() == pytest.approx(wanted, rel=1e-6)
         assert subject.examples == subject.available == 6
+
+
+def test_folders_of_checkpoints_whole_or_in_shards_are_adopted(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    states = {step: nets.dense(WIDTHS, seed=step).state_dict() for step in (3, 20)}
+    for step, state in states.items():
+        folder = tmp_path / "step2" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        names = sorted(state)
+        if step == 3:
+            torch.save(state, folder / "pytorch_model.bin")
+            continue
+        shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+        for file, part in shards.items():
+            save_file({name: state[name] for name in part}, folder / file)
+        places = {name: file for file, part in shards.items() for name in part}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    trajectory = wb.Trajectory.adopt(tmp_path / "step2" / "*")
+    assert trajectory.steps == (3, 20)
+    for step, state in states.items():
+        held = trajectory.weights(step)
+        assert set(held) == set(state)
+        assert all(torch.equal(held[name], state[name]) for name in state)
+    (tmp_path / "step2" / "checkpoint-30").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-30 holds none of model.safetensors"):
+        wb.Trajectory.adopt(tmp_path / "step2" / "*")
+
+
+def test_the_number_after_the_word_step_is_the_step() -> None:
+    from workbench.adopted import _USUAL, _step
+
+    usual = [re.compile(words) for words in _USUAL]
+    names = {"epoch=3-step=400.ckpt": 400, "e2_step_7.pt": 7, "run5-Steps12.pt": 5, "resnet18.pt": 18, "step9.pt": 9}
+    assert {name: _step(Path("ckpts") / name, usual) for name in names} == names

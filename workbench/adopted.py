@@ -1,9 +1,11 @@
-"""Plain checkpoint files of anyone's making, read as a record: ``torch.save`` state dicts and safetensors."""
+"""Checkpoints of anyone's making, read as a record: state dicts, Lightning's, safetensors, Hugging Face's folders."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import json
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -20,38 +22,67 @@ NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", 
 """Where training scripts commonly put the weights inside a checkpoint, in the order in which they are looked for."""
 
 
-def find(pattern: str | Path, step: str) -> dict[int, Path]:
-    """The files that match a glob, by the step that the regular expression reads off their names.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+)
+"""Files that hold the weights in a folder that Hugging Face's libraries wrote, in the order in which they are tried."""
+CURVES = "trainer_state.json"
+_USUAL = (r"step\D{0,2}(\d+)", r"(\d+)")
 
-    The file's own name is read first, then its folder's (``checkpoint-500/model.safetensors``).
+
+def find(pattern: str | Path, step: str | None) -> dict[int, Path]:
+    """The files or folders that match a glob, by the step that the regular expression reads off their names.
+
+    The file's own name is read first, then its folder's (``checkpoint-500/model.safetensors``). Without an expression
+    the number after the word step counts (``epoch=3-step=400.ckpt``), else the first one.
 
     Raises:
-        FileNotFoundError: nothing matches.
+        FileNotFoundError: nothing matches, or a folder holds no weights.
         ValueError: a name without a step, or two with the same one.
     """
     paths = sorted(Path(p) for p in glob.glob(str(pattern), recursive=True))
     if not paths:
         raise FileNotFoundError(f"no file matches {str(pattern)!r}; say where the checkpoints lie, as in 'ckpts/*.pt'.")
-    wanted = re.compile(step)
+    wanted = [re.compile(words) for words in ((step,) if step is not None else _USUAL)]
+    told = repr(wanted[-1].pattern)
     found: dict[int, Path] = {}
-    for path in paths:
+    for path in map(_weights, paths):
         number = _step(path, wanted)
         if number in found:
             raise ValueError(
-                f"{found[number].name} and {path.name} both stand for step {number} under step={step!r}; write an "
+                f"{found[number].name} and {path.name} both stand for step {number} under step={told}; write an "
                 "expression whose first group is the step alone."
             )
         found[number] = path
     return dict(sorted(found.items()))
 
 
-def _step(path: Path, wanted: re.Pattern[str]) -> int:
-    match = wanted.search(path.name) or wanted.search(path.parent.name)
+def _weights(path: Path) -> Path:
+    """The file with the weights: the path itself, or what a folder of Hugging Face's has."""
+    if not path.is_dir():
+        return path
+    held = next((path / name for name in WEIGHTS if (path / name).exists()), None)
+    if held is None:
+        raise FileNotFoundError(
+            f"the folder {path} holds none of {', '.join(WEIGHTS)}; name the weights' files instead."
+        )
+    return held
+
+
+def _step(path: Path, wanted: list[re.Pattern[str]]) -> int:
+    named = path.name not in WEIGHTS  # their names are the same in every folder
+    places = (path.name, path.parent.name) if named else (path.parent.name,)
+    match = next((m for text in places for expression in wanted if (m := expression.search(text))), None)
     text = match[1 if match.re.groups else 0] if match else ""
     if not text.isdigit():
         raise ValueError(
-            f"step={wanted.pattern!r} reads no number off {path.parent.name}/{path.name}; write an expression whose "
-            r"first group is the step, as in r'step_(\d+)', or a narrower pattern of files."
+            f"step={wanted[-1].pattern!r} reads no number off {path.parent.name}/{path.name}; write an expression "
+            r"whose first group is the step, as in r'step_(\d+)', or a narrower pattern of files."
         )
     return int(text)
 
@@ -60,6 +91,8 @@ def load(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's state dict, by name, on the CPU. No code in the file is run."""
     if path.suffix == ".safetensors":
         return record.load_tensors(path)
+    if path.name.endswith(".index.json"):
+        return _sharded(path)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
@@ -71,6 +104,33 @@ def load(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, ValueError) as problem:
         raise ValueError(f"{path} is damaged or no torch.save file: {str(problem).splitlines()[0]}") from None
     return _state_dict(held, path)
+
+
+def _sharded(path: Path) -> dict[str, Tensor]:
+    """Weights in several files, as an index lists them."""
+    try:
+        places = cast("dict[str, str]", json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path} is no index of weights: {problem!r}.") from None
+    files = {name: load(path.parent / Path(name).name) for name in sorted(set(places.values()))}
+    return {name: files[place][name] for name, place in places.items()}
+
+
+def curves(files: Mapping[int, Path]) -> tuple[record.Line, ...]:
+    """What Hugging Face's trainer logged, from the last checkpoint that has its state; nothing for other files."""
+    for path in reversed(list(files.values())):
+        state = path.parent / CURVES
+        if state.exists() and path.name in WEIGHTS:
+            return _logged(json.loads(state.read_text(encoding="utf-8")).get("log_history", []))
+    return ()
+
+
+def _logged(history: list[dict[str, Any]]) -> tuple[record.Line, ...]:
+    steps: dict[int, dict[str, float]] = {}
+    for entry in history:
+        held = steps.setdefault(int(entry["step"]), {})
+        held |= {n: float(v) for n, v in entry.items() if n != "step" and isinstance(v, int | float)}
+    return tuple(record.Line(step, math.nan, math.nan, held) for step, held in sorted(steps.items()))
 
 
 def _state_dict(held: Any, path: Path) -> dict[str, Tensor]:

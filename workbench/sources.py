@@ -138,8 +138,8 @@ class Adopted:
         return tuple(map(_stamp, self.files.values()))
 
     def lines(self) -> tuple[Line, ...]:
-        """None: plain checkpoints have no curves."""
-        return ()
+        """What Hugging Face's trainer logged beside its checkpoints; nothing for other files."""
+        return adopted.curves(self.files)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -72,15 +72,18 @@ class Trajectory:
         return cls(Recorded.open(Path(folder)), trust)
 
     @classmethod
-    def adopt(cls, pattern: str | Path, step: str = r"(\d+)") -> Trajectory:
+    def adopt(cls, pattern: str | Path, step: str | None = None) -> Trajectory:
         r"""Take in plain checkpoints: ``Trajectory.adopt("ckpts/*.pt", step=r"step_(\d+)")``.
 
-        State dicts by ``torch.save`` (also nested, as under ``"state_dict"`` or ``"model_state_dict"``), safetensors.
-        Nothing in a file is executed. Model, data and loss are given to :meth:`using` or :meth:`subject`.
+        State dicts by ``torch.save`` (also nested, as under ``"state_dict"`` or ``"model_state_dict"``), Lightning's
+        ``.ckpt``, safetensors, and folders of Hugging Face's trainer (``"out/checkpoint-*"``), whose logged curves
+        become ``scalars``. Nothing in a file is executed. Model, data and loss are given to :meth:`using` or
+        :meth:`subject`; a prefix that all names share (``net.``) is looked through.
 
         Args:
             pattern: a glob; ``**`` reaches into folders.
-            step: a regular expression whose first group, found in the file's name or else its folder's, is the step.
+            step: a regular expression whose first group, found in the file's name or else its folder's, is the step;
+                None: the number after the word step, else the first number.
         """
         files = adopted.find(pattern, step)
         first = next(iter(files.values())).parent.resolve()

@@ -62,7 +62,7 @@ class Watch:
     def __init__(self, gauges: Sequence[Gauge], clock: Clock) -> None:
         self._gauges, self._clock = tuple(gauges), clock
         self._posts: list[_Post] = []
-        self._hook: Any = None
+        self._hooks: list[Any] = []
         self._optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -81,13 +81,19 @@ class Watch:
             if post.turn.due(step, scalars, past, self._clock, self._clock.now()):
                 self._guarded(post, post.meter.arm)
                 post.armed = True
-        if self._hook is None and self._optimizer is not None and any(p.armed for p in self._posts):
-            self._hook = self._optimizer.register_step_pre_hook(self._before)
+        if self._optimizer is not None and not self._hooks and any(p.armed for p in self._posts):
+            add = self._optimizer.register_step_pre_hook, self._optimizer.register_step_post_hook
+            self._hooks = [add[0](self._before), add[1](self._stepped)]
 
     def _before(self, *_: Any) -> None:
         with self._clock:
             for post in [p for p in self._posts if p.armed]:
                 self._guarded(post, post.meter.before)
+
+    def _stepped(self, *_: Any) -> None:
+        with self._clock:
+            for post in [p for p in self._posts if p.armed]:
+                self._guarded(post, post.meter.stepped)
 
     def collect(self, step: int, scalars: Mapping[str, float], past: Past) -> dict[str, Tensor | float]:
         """What the gauges that are due read after ``step``."""
@@ -117,9 +123,9 @@ class Watch:
             return None
 
     def _unhook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def close(self) -> None:
         """Take away every hook."""

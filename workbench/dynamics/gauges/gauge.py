@@ -22,17 +22,21 @@ class Meter:
     """A gauge at work on one training. Everything is called in the training's own thread, under ``no_grad``.
 
     At a step that is due: ``arm`` right after the step before it, ``before`` when the optimizer is about to step
-    (gradients are there, weights are still the old ones), ``read`` once the step was taken.
+    (weights are still the old ones; the last gradient may be missing, where a closure brings it), ``stepped`` right
+    after (gradients are still there), ``read`` when the recorder is told of the step.
     """
 
     ahead: ClassVar[bool] = False
-    """Whether the step must be known before it begins, so that ``arm`` and ``before`` are called."""
+    """Whether the step must be known before it begins, so that the first three are called."""
 
     def arm(self) -> None:
         """The next step will be read."""
 
     def before(self) -> None:
         """The optimizer is about to step."""
+
+    def stepped(self) -> None:
+        """The optimizer has stepped."""
 
     def read(self) -> Values:
         """The scalars of the step that was just taken; nothing where there was nothing to see."""
@@ -79,7 +83,7 @@ class Training:
         """Those that are trained, tied ones once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def stepped(self, who: Gauge) -> torch.optim.Optimizer:
+    def known(self, who: Gauge) -> torch.optim.Optimizer:
         """The optimizer.
 
         Raises:

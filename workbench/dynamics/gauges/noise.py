@@ -44,7 +44,7 @@ class NoiseScale(Gauge):
 
     def start(self, training: Training) -> Meter:
         """The meter; ``ValueError`` without an optimizer."""
-        training.stepped(self)
+        training.known(self)
         return _NoiseMeter(self, training)
 
 
@@ -67,7 +67,7 @@ class _NoiseMeter(Meter):
         for p in self.training.parameters().values():
             self.handles += [p.register_hook(_Micro(self, id(p))), p.register_post_accumulate_grad_hook(self._whole)]
 
-    def before(self) -> None:
+    def stepped(self) -> None:
         self.disarm()
         self.scale = float(self.gauge.scaler.get_scale()) if self.gauge.scaler is not None else 1.0
 

@@ -27,7 +27,7 @@ class GradientNorm(Gauge):
     ‖g_t‖ over the running mean of the earlier readings (decay 0.99, bias removed); nan at the first reading. What is
     called a spike is the reader's choice: 50 is one in use (Huang et al. 2025, SPAM, for single coordinates).
 
-    Gradients are read when the optimizer steps: after clipping, where the loop clips (record what
+    Gradients are read when the optimizer has stepped: after clipping, where the loop clips (record what
     ``clip_grad_norm_`` returns as a scalar of your own to see the norm before), after unscaling, reduced over
     processes. A step that AMP's scaler skips has no reading.
 
@@ -43,6 +43,7 @@ class GradientNorm(Gauge):
 
     def start(self, training: Training) -> Meter:
         """The meter; ``ValueError`` without an optimizer."""
+        training.known(self)
         return _GradientMeter(self, training)
 
 
@@ -50,16 +51,14 @@ class _GradientMeter(Meter):
     ahead = True
 
     def __init__(self, gauge: GradientNorm, training: Training) -> None:
-        self.gauge, self.named, self.optimizer = gauge, training.parameters(), training.stepped(gauge)
+        self.gauge, self.training = gauge, training
         self.mean: dict[str, Tensor] = {}
         self.count: dict[str, int] = {}
         self.found: tuple[list[str], Tensor] | None = None
 
-    def before(self) -> None:
-        held = {name: p.grad for name, p in self.named.items() if p.grad is not None}
-        values = norms(list(held.values()))
-        scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers unscale inside their step
-        self.found = list(held), values / scale.to(values) if isinstance(scale, Tensor) else values
+    def stepped(self) -> None:
+        held = {name: p.grad for name, p in self.training.parameters().items() if p.grad is not None}
+        self.found = list(held), norms(list(held.values()))
 
     def read(self) -> Values:
         if self.found is None:
@@ -173,7 +172,7 @@ class Updates(Gauge):
 
     def start(self, training: Training) -> Meter:
         """The meter; ``ValueError`` without an optimizer."""
-        training.stepped(self)
+        training.known(self)
         return _UpdateMeter(self, training)
 
 
@@ -246,7 +245,7 @@ class EffectiveRate(Gauge):
 
 class _RateMeter(Meter):
     def __init__(self, gauge: EffectiveRate, training: Training) -> None:
-        self.gauge, self.training, self.optimizer = gauge, training, training.stepped(gauge)
+        self.gauge, self.training, self.optimizer = gauge, training, training.known(gauge)
         self.power = 2 if isinstance(self.optimizer, torch.optim.SGD) else 1
 
     def weights(self) -> dict[str, tuple[Tensor, float]]:
