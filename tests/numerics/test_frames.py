@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
+from scipy.linalg import orthogonal_procrustes
 
 from workbench.numerics import frames
+from workbench.numerics.stats import ClassMoments
 
 
 def simplex(classes: int, dim: int) -> torch.Tensor:
@@ -64,3 +66,60 @@ def test_rotating_and_scaling_the_features_changes_nothing(seed: int, scale: flo
     assert frames.equinorm(after) == approx(frames.equinorm(before), rel=1e-9)
     assert frames.equiangle(after) == approx(frames.equiangle(before), rel=1e-9)
     assert frames.self_duality(weight @ turn / scale, after) == approx(frames.self_duality(weight, before), rel=1e-9)
+
+
+def nearest_simplex_by_hand(rows: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """The relative residual of the best scaled rotation of a simplex frame, by SciPy on whole feature matrices."""
+    ideal = (np.eye(classes) - 1 / classes)[labels]
+    ideal = np.pad(ideal - ideal.mean(0), ((0, 0), (0, rows.shape[1] - classes)))
+    apart = rows - rows.mean(0)
+    turn, gain = orthogonal_procrustes(ideal, apart)
+    fit = gain / (ideal**2).sum() * ideal @ turn
+    return float(np.linalg.norm(apart - fit) / np.linalg.norm(apart))
+
+
+@given(st.integers(2, 5), st.integers(0, 2**31 - 1), st.floats(0.0, 3.0))
+def test_the_distance_to_collapse_is_that_of_procrustes_on_all_features(classes: int, seed: int, noise: float):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(classes), rng.integers(0, classes, 20)])
+    rows = rng.normal(size=(classes, 7))[labels] + noise * rng.normal(size=(len(labels), 7))
+    moments = ClassMoments.of(torch.from_numpy(rows), torch.from_numpy(labels), classes)
+    found = frames.distance_to_collapse(moments.means, moments.counts, moments.scatter)
+    assert found == approx(nearest_simplex_by_hand(rows, labels, classes), abs=1e-6)
+
+
+@given(st.integers(3, 6), st.floats(0.1, 10), st.floats(0.0, 0.4))
+def test_known_perturbations_of_a_simplex_have_known_distances(classes: int, scale: float, noise: float):
+    """Noise in a direction of its own, of length ``noise`` times the frame's: what is left over is that noise."""
+    means = torch.nn.functional.pad(scale * simplex(classes, classes), (0, 1)) + 3.0
+    counts, scatter = torch.full((classes,), 8), torch.full((classes,), 8 * (scale * noise) ** 2, dtype=torch.float64)
+    assert frames.distance_to_collapse(means, counts, scatter) == approx(noise / math.sqrt(1 + noise**2), abs=1e-6)
+
+
+def test_classifier_products_angles_and_outside_means():
+    rows = simplex(4, 6)
+    assert frames.product_distance(2 * rows, rows) == approx(0, abs=1e-12)
+    assert frames.product_distance(-rows, rows) == approx(2)
+    assert frames.row_cosine(3 * rows, rows) == approx(1)
+    assert frames.row_cosine(-rows, rows) == approx(-1)
+    assert frames.outside_cosine(rows, torch.eye(6, dtype=torch.float64)[5]) == 0
+    assert frames.outside_cosine(rows, rows[0]) == approx((1 + 3 * (1 / 3)) / 4)
+
+
+def test_orthogonal_frames_of_any_lengths_are_told_from_others():
+    lengths = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+    means = torch.diag(lengths)
+    assert frames.orthogonal_distance(means) == approx(0, abs=1e-12)
+    assert frames.orthogonal_distance(means, 5 * lengths) == approx(0, abs=1e-12)
+    assert frames.orthogonal_distance(torch.eye(3, dtype=torch.float64), lengths) == approx(
+        math.sqrt(sum((1 / math.sqrt(3) - k / math.sqrt(98)) ** 2 for k in (9, 4, 1)))
+    )
+    assert frames.mean_cosine(torch.tensor([[1.0, 0], [1, 0], [-1, 0]]), absolute=True) == approx(1)
+
+
+def test_means_that_differ_by_rounding_alone_are_one():
+    exact = torch.full((3, 5), 1e6, dtype=torch.float64)
+    means = exact * (1 + 2e-16 * torch.arange(3)[:, None])
+    assert len(frames.centre(means).strengths) == 0
+    assert frames.merged(means) == [(0, 1), (0, 2), (1, 2)]
+    assert frames.merged(torch.eye(3, dtype=torch.float64)) == []

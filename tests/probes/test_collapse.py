@@ -197,3 +197,77 @@ def test_a_network_without_a_final_linear_layer_asks_for_one(blobs):
 
     with pytest.raises(ValueError, match="name a layer"):
         NeuralCollapse().run(Subject(Functional(), blobs))
+
+
+def test_errors_come_from_leaving_groups_of_examples_out(blobs):
+    inputs, labels = blobs
+    net = trained(labels, inputs)
+    data = NeuralCollapse(groups=5).run(Subject(net, blobs, batch_size=32)).data
+    features, numbers = net[:2](inputs).detach().numpy(), labels.numpy()
+    weight, bias = net[2].weight.detach().numpy(), net[2].bias.detach().numpy()
+    kept = [np.arange(70) % 5 != g for g in range(5)]
+    again = [reference(features[i], numbers[i], weight, bias) for i in kept]
+    for name in again[0]:
+        values = np.array([a[name] for a in again])
+        error = np.sqrt(4 / 5 * ((values - values.mean()) ** 2).sum())
+        assert float(data[f"{name}_error"]) == approx(error, rel=1e-7)
+    bare = NeuralCollapse(groups=0).run(Subject(net, blobs)).data
+    assert float(bare.nc1) == approx(float(data.nc1))
+    assert np.isnan(float(bare.nc1_error))
+
+
+def test_a_class_that_one_group_holds_alone_has_no_errors_but_all_values(blobs):
+    inputs, labels = blobs
+    rare = (labels != 3) | (torch.arange(70) == int((labels == 3).nonzero()[0]))
+    data = NeuralCollapse().run(Subject(trained(labels, inputs), (inputs[rare], labels[rare]))).data
+    assert np.isfinite(float(data.nc1))
+    assert np.isnan(float(data.nc1_error))
+
+
+def test_held_out_examples_have_their_own_means_and_the_nearest_of_training(blobs):
+    inputs, labels = blobs
+    net, rng = trained(labels, inputs), np.random.default_rng(5)
+    numbers = rng.integers(0, 4, 40)
+    more = torch.from_numpy(rng.normal(size=(40, 6)) + 2 * np.eye(4, 6)[numbers])
+    data = NeuralCollapse().run(Subject(net, blobs, held_out=(more, torch.from_numpy(numbers)))).data
+    features, weight, bias = net[:2](more).detach().numpy(), *(p.detach().numpy() for p in net[2].parameters())
+    want = reference(features, numbers, weight, bias)
+    means = np.stack([net[:2](inputs[labels == c]).detach().numpy().mean(0) for c in range(4)])
+    nearest = ((features[:, None] - means[None]) ** 2).sum(2).argmin(1)
+    want["nc4"] = (nearest != (features @ weight.T + bias).argmax(1)).mean()
+    assert {name: float(data[f"held_out_{name}"]) for name in want} == approx(want, rel=1e-9)
+    assert np.isfinite(float(data.held_out_nc1_error))
+
+
+def test_nc5_is_the_angle_with_examples_of_no_class():
+    """Classes on three axes, and a fourth direction that no class has."""
+    net, corner = nn.Sequential(nn.Identity(), nn.Linear(4, 3)).double(), torch.eye(4, dtype=torch.float64)
+    labels = torch.arange(12) % 3
+    for outside, want in ((corner[3], 0.0), (corner[0], 1 / 3), (corner[:3].sum(0), 1 / 3**0.5)):
+        held = (outside.repeat(10, 1), torch.zeros(10, dtype=torch.int64))
+        reading = NeuralCollapse(held_out="outside").run(Subject(net, (corner[labels], labels), held_out=held))
+        assert float(reading.data.nc5) == approx(want, abs=1e-12)
+        assert float(reading.data.nc5_error) == approx(0, abs=1e-12)
+        assert np.isnan(float(reading.data.held_out_nc1))
+
+
+def test_classes_that_have_merged_are_named(blobs):
+    inputs, labels = blobs
+    net = trained(labels, inputs)
+    with torch.no_grad():
+        inputs = torch.where((labels == 1)[:, None], inputs[:1], inputs)
+        inputs = torch.where((labels == 2)[:, None], inputs[:1], inputs)
+    reading = NeuralCollapse().run(Subject(net, (inputs, labels)))
+    assert any("classes 1 and 2 are the same" in note for note in reading.notes)
+    assert any("span 2 of 3" in note for note in reading.notes)
+    assert float(reading.data.cdnv) > 1e6
+
+
+def test_a_network_that_gives_all_examples_one_feature_has_no_nc1(blobs):
+    inputs, labels = blobs
+    net = trained(labels, inputs)
+    with torch.no_grad():
+        net[0].weight.zero_()
+    reading = NeuralCollapse().run(Subject(net, blobs))
+    assert np.isnan(float(reading.data.nc1)), "rounding was inverted"
+    assert any("span 0 of 3" in note for note in reading.notes)

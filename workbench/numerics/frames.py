@@ -132,11 +132,10 @@ def distance_to_collapse(means: Tensor, counts: Tensor, scatter: Tensor) -> floa
     sizes = counts.double()
     ideal = torch.eye(len(means), dtype=means.dtype, device=means.device) - 1 / len(means)
     apart, frame = (x - (sizes @ x) / sizes.sum() for x in (means, ideal))
-    square = scatter.sum() + (sizes * (apart**2).sum(1)).sum()
-    cross = frame.T @ (sizes[:, None] * apart)
-    nuclear = torch.linalg.eigvalsh(cross @ cross.T).clamp_min(0).sqrt().sum()
+    within, square = scatter.sum(), (sizes * (apart**2).sum(1)).sum()
+    nuclear = torch.linalg.svdvals(frame.T @ (sizes[:, None] * apart)).sum()
     fitted = nuclear**2 / (sizes * (frame**2).sum(1)).sum()
-    return float((1 - fitted / square).clamp_min(0).sqrt())
+    return float(((within + (square - fitted).clamp_min(0)) / (within + square)).sqrt())
 
 
 def merged(means: Tensor, tolerance: float = 1e-5) -> list[tuple[int, int]]:

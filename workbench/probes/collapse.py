@@ -24,7 +24,7 @@ from workbench.collapsing import (
     with_errors,
     words,
 )
-from workbench.figure import Axis, Bars, Figure, Heat, Panel, Points, Rule
+from workbench.figure import Axis, Bars, Figure, Heat, Line, Panel, Points, Rule
 from workbench.imbalance import Theory, inapplicable, predict, row_lengths
 from workbench.numerics import frames
 from workbench.numerics.collapse import of_moments
@@ -65,6 +65,8 @@ _THEORY = {
     "theory_row_norm": "length of the classifier's row at the minimum",
     "theory_logit": "logit of the own class at the minimum",
 }
+_NOTHING = 1e-9
+"""What lies below is rounding, and is left out of the picture."""
 _DRAWN = {"nc1": "NC1", "nc2_equinorm": "NC2a", "nc2_equiangle": "NC2b", "nc3": "NC3", "nc4": "NC4", "nc5": "NC5"}
 
 
@@ -215,7 +217,9 @@ def _measures(data: xr.Dataset) -> Panel:
         held = [float(data[f"held_out_{name}"]) if name != "nc5" else np.nan for name in names]
         bars = [float(data[f"held_out_{name}_error"]) if name != "nc5" else np.nan for name in names]
         marks.append(Points(range(len(names)), held, bars, "held out", "second"))
-    return Panel(tuple(marks), Axis("a: norms, b: angles"), Axis("distance from collapse", "log"))
+    positive = [v for v in values if v > 0]
+    limits = (_NOTHING, 2 * max(positive)) if positive and min(positive) < _NOTHING < max(positive) else None
+    return Panel(tuple(marks), Axis("a: norms, b: angles"), Axis("distance from collapse", "log", limits=limits))
 
 
 def _lengths(data: xr.Dataset, classes: np.ndarray) -> Panel:
@@ -233,10 +237,10 @@ def _lengths(data: xr.Dataset, classes: np.ndarray) -> Panel:
 
 def _beside_theory(data: xr.Dataset, classes: np.ndarray) -> Panel:
     marks = (
-        Bars(classes - 0.2, data.theory_mean_length.values, label="minimum: means", role="reference"),
-        Bars(classes + 0.2, data.theory_row_norm.values, label="minimum: rows", role="uncertainty"),
-        Points(classes - 0.2, data.class_mean_length.values, data.class_mean_length_error.values, "class means"),
-        Points(classes + 0.2, data.classifier_norm.values, label="classifier rows", role="second"),
+        Line(classes, data.theory_mean_length.values, "minimum: means"),
+        Line(classes, data.theory_row_norm.values, "minimum: rows", "second"),
+        Points(classes, data.class_mean_length.values, data.class_mean_length_error.values, "class means"),
+        Points(classes, data.classifier_norm.values, label="classifier rows", role="second"),
     )
     return Panel(marks, Axis("class"), Axis("length, uncentred"))
 

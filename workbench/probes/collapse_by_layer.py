@@ -118,8 +118,10 @@ class CollapseByLayer(Probe[Subject]):
         return found
 
     def figure(self, data: xr.Dataset) -> Figure:
-        """Variability by depth, accuracy of the nearest class mean with the tunnel, and the distance to collapse."""
-        return Figure((_variability(data), _accuracy(data), _distance(data)))
+        """By depth: variability, its reduction, accuracy of the nearest class mean with the tunnel, and distance."""
+        names = data["layer"].values
+        note = f"layer 1: {names[0]}, layer {len(names)}: {names[-1]}"
+        return Figure((_variability(data), _reduction(data), _accuracy(data), _distance(data)), note=note, columns=2)
 
     def estimate(self, subject: Subject) -> Cost:
         """Class means of every layer without each group, a tile, and one chunk's activations."""
@@ -134,10 +136,6 @@ def _x(data: xr.Dataset) -> Floats:
     return np.arange(1.0, data.sizes["layer"] + 1)
 
 
-def _depth(data: xr.Dataset) -> Axis:
-    return Axis(f"layer ({data['layer'].values[0]} to {data['layer'].values[-1]})")
-
-
 def _joined(data: xr.Dataset, name: str, label: str, role: Any) -> tuple[Any, ...]:
     x, values = _x(data), data[name].values
     return Line(x, values, "", role), Points(x, values, data[f"{name}_error"].values, label, role)
@@ -147,7 +145,12 @@ def _variability(data: xr.Dataset) -> Panel:
     marks = [*_joined(data, "nc1_ratio", "all, training", "main"), *_joined(data, "nc1", "NC1, training", "second")]
     if np.isfinite(data.held_out_nc1_ratio).any():
         marks += _joined(data, "held_out_nc1_ratio", "all, held out", "third")
-    return Panel(tuple(marks), _depth(data), Axis("within- / between-class", "log"))
+    return Panel(tuple(marks), Axis("layer"), Axis("within over between", "log"))
+
+
+def _reduction(data: xr.Dataset) -> Panel:
+    marks = (Rule(1.0), *_joined(data, "reduction", "", "main"))
+    return Panel(marks, Axis("layer"), Axis("over the layer before", "log"))
 
 
 def _accuracy(data: xr.Dataset) -> Panel:
@@ -155,17 +158,17 @@ def _accuracy(data: xr.Dataset) -> Panel:
     if np.isfinite(data.held_out_nearest_accuracy).any():
         marks += _joined(data, "held_out_nearest_accuracy", "held out", "third")
     if np.isfinite(data.accuracy):
-        marks.append(Rule(float(data.accuracy), label="the network"))
+        marks.append(Line(_x(data)[[0, -1]], [float(data.accuracy)] * 2, "the network", "reference"))
     if np.isfinite(data.tunnel_start):
-        marks.append(Rule(float(data.tunnel_start), "x", label="tunnel", role="fourth"))
-    return Panel(tuple(marks), _depth(data), Axis("accuracy of the nearest mean"))
+        marks.append(Line([float(data.tunnel_start)] * 2, [0.0, 1.0], "tunnel starts", "fourth"))
+    return Panel(tuple(marks), Axis("layer"), Axis("nearest-mean accuracy", limits=(0.0, 1.05)))
 
 
 def _distance(data: xr.Dataset) -> Panel:
     marks = [*_joined(data, "distance", "training", "main")]
     if np.isfinite(data.held_out_distance).any():
         marks += _joined(data, "held_out_distance", "held out", "third")
-    return Panel(tuple(marks), _depth(data), Axis("distance to collapse", limits=(0.0, 1.05)))
+    return Panel(tuple(marks), Axis("layer"), Axis("distance to collapse", limits=(0.0, 1.05)))
 
 
 @dataclass
