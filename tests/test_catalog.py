@@ -54,12 +54,15 @@ def test_a_new_probe_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_probes_by_what_they_look_at() -> None:
-    kinds = {"subject", "pair", "trajectory", "runs"}
+    kinds = {"subject", "pair", "trajectory", "runs", "nothing"}
     parts = [catalog.probes(kind) for kind in kinds]
     assert {n for part in parts for n in part} == set(catalog.probes())
     assert "HessianSpectrum" in catalog.probes("subject")
     assert "Along" in catalog.probes("trajectory")
     assert "Along" not in catalog.probes("subject")
+    assert "Grokking" in catalog.probes("trajectory")
+    assert "Grokking" in catalog.probes("runs")
+    assert "GrokkingLazyToRich" in catalog.probes("nothing")
 
 
 def test_an_unknown_name_is_answered_with_near_ones_and_all() -> None:
