@@ -88,5 +88,5 @@ def test_the_first_update_against_torchs_optimizers(rule: str) -> None:
     optimizer.step()
     sizes = [float((p - b).norm() / b.norm()) for p, b in zip(net.parameters(), before, strict=True) if p.ndim == 2]
     assert data["update"].values == pytest.approx(sizes, rel=1e-6)
-    assert float(data.output_change) == pytest.approx(float((net(x) - start).square().mean().sqrt()), rel=1e-6)
+    assert float(data.output_change) == pytest.approx((net(x) - start).square().mean().sqrt().item(), rel=1e-6)
     assert float(data.loss_after) == pytest.approx(float(nn.functional.cross_entropy(net(x), y)), rel=1e-9)

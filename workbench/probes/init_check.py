@@ -39,7 +39,7 @@ class InitCheck(Probe[Subject]):
 
     With the last layers of residual branches named in ``residual`` also Fixup: those layers and the last of the net
     must be zero, the others of a branch of m layers must have gain √2 L^(-1/(2m - 2)) for L branches (``fixup_scale``),
-    which ``fixup`` tells; ``branch_share`` = rms(f - f without these layers) / rms f, 0 where branches do not count yet.
+    as ``fixup`` tells; ``branch_share`` = rms(f - f without them) / rms f, 0 where branches do not count yet.
 
     How to read it: ``output_std`` that grows or falls from layer to layer is what LSUV removes. One update should
     change the output by about the learning rate, whatever the depth: an ``output_change`` that grows with depth, or an
