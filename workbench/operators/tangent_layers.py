@@ -20,7 +20,7 @@ from workbench.operators.tangent_uses import Outer, Role, Use
 
 TILE_BYTES = 2**25
 """What temporary tensors of a contraction may take, each."""
-ROWS = 512
+ROWS = 320
 """Rows of the kernel in a tile, about: symmetric halves are computed once, so that large kernels take many."""
 ENTRY = 3.0
 """Multiplications in a matrix product that cost as much as one entry read and written."""
