@@ -21,18 +21,21 @@ def opened(net: torch.nn.Module, modulus: int) -> Subject:
     return Subject(net, train, held_out=test, max_examples=None)
 
 
-@pytest.mark.parametrize(("amplitude", "restricted"), [(1.0, 3.96330218), (5.0, 3.03206959), (20.0, 2.31699825)])
-def test_one_wave_of_113_tokens(amplitude: float, restricted: float) -> None:
-    reading = ModularLosses().run(opened(waves(113, 7, amplitude), 113))
+@pytest.mark.parametrize(("modulus", "amplitude"), [(113, 5.0), (24, 1.0), (23, 20.0)])
+def test_one_wave(modulus: int, amplitude: float) -> None:
+    values = [math.exp(amplitude * math.cos(2 * math.pi * c / modulus)) for c in range(modulus)]
+    restricted = math.log(sum(values)) - amplitude
+    assert modulus != 113 or restricted == pytest.approx(3.03206959, abs=1e-8)
+    reading = ModularLosses().run(opened(waves(modulus, 7, amplitude), modulus))
     data = reading.data
     assert data["frequency"].values[data.key.values].tolist() == [7]
     assert data.restricted_loss == pytest.approx(restricted, abs=1e-8)
-    assert data.excluded_loss == pytest.approx(math.log(113), abs=1e-8)
+    assert data.excluded_loss == pytest.approx(math.log(modulus), abs=1e-8)
     assert data.train_loss == pytest.approx(restricted, abs=1e-8)
     assert data.test_loss == pytest.approx(restricted, abs=1e-8)
     others = data.excluded_each.values[~data.key.values]
     assert others == pytest.approx(restricted, abs=1e-8)
-    assert data.excluded_each.values[6] == pytest.approx(math.log(113), abs=1e-8)
+    assert data.excluded_each.values[6] == pytest.approx(math.log(modulus), abs=1e-8)
     assert reading.notes == ("key frequencies of the vectors at these weights",)
 
 

@@ -130,9 +130,8 @@ class Grokking(Probe[Any]):
             for name, role in _SCORES:
                 at, values = known(data["step"].values, data[name].values[i])
                 marks.append(Line(at, values, "" if i else self._score(name), role))
-        for name, words in (("step_memorise", "memorises"), ("step_generalise", "generalises")):
-            if np.isfinite(data[name]):
-                marks.append(Rule(float(data[name]), "x", words))
+        steps = (float(data[name]) for name in ("step_memorise", "step_generalise"))
+        marks += [Rule(step, "x") for step in steps if np.isfinite(step)]
         return Figure((Panel(tuple(marks), _steps(), Axis("score")), _norm_panel(data)), title=_title(data))
 
     def _score(self, name: Literal["train", "test"]) -> str:
