@@ -72,14 +72,9 @@ _DRAWN = {"nc1": "NC1", "nc2_equinorm": "NC2a", "nc2_equiangle": "NC2b", "nc3": 
 
 def _estimated(names: dict[str, str], dims: tuple[str, ...] = (), prefix: str = "") -> tuple[Variable, ...]:
     said = ", held out" if prefix else ""
-    return tuple(
-        v
-        for name, long_name in names.items()
-        for v in (
-            Variable(f"{prefix}{name}", dims, long_name + said, error=f"{prefix}{name}_error"),
-            Variable(f"{prefix}{name}_error", dims, f"standard error of {prefix}{name} over examples"),
-        )
-    )
+    found = {f"{prefix}{name}": long_name + said for name, long_name in names.items()}
+    values = (Variable(name, dims, long_name, error=f"{name}_error") for name, long_name in found.items())
+    return (*values, *(Variable(f"{name}_error", dims, f"standard error of {name} over examples") for name in found))
 
 
 @dataclass(frozen=True)
