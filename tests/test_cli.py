@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import workbench as wb
@@ -35,7 +36,8 @@ def test_probe_prints_numbers_stores_the_reading_and_draws_it(
     assert cli.main([*words, "--out", str(figure), "--venue", "icml2024", "--column", "full"]) == 0
     said = capsys.readouterr().out
     wanted = wb.probes.NeuralCollapse(layer="linear2").run(wb.Trajectory.open(run).subject(8))
-    assert re.search(rf"^nc1 +{wanted.summary['nc1']:.4g}$", said, re.MULTILINE)
+    value, error = wanted.summary["nc1"], wanted.summary["nc1_error"]
+    assert re.search(rf"^nc1 +{value:.3f} ± {error:.3f}$", said, re.MULTILINE)
     assert "on 60 of 60 examples" in said
     (entry,) = wb.Store(own_store).find(probe="NeuralCollapse")
     assert entry.key in said
@@ -99,6 +101,21 @@ def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[s
         (["list", "nope"], "there is no probe called 'nope'"),
     ],
 )
+def test_a_sweep_measures_every_checkpoint_of_every_run(run: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("distributed")
+    words = ["sweep", str(run), "--probe", "NeuralCollapse", "--probe", "Displacement"]
+    assert cli.main([*words, "--store", str(tmp_path / "store"), "--workers", "1"]) == 2
+    assert "Displacement looks at a pair; got trajectory" in capsys.readouterr().err
+    words, table = words[:4], tmp_path / "numbers.csv"
+    assert cli.main([*words, "--store", str(tmp_path / "store"), "--workers", "1", "--out", str(table)]) == 0
+    steps = wb.Trajectory.open(run).steps
+    assert f"<Sweep of {len(steps)} tasks: {len(steps)} measured>" in capsys.readouterr().out
+    numbers = pd.read_csv(table)
+    assert list(numbers.step) == list(steps)
+    wanted = wb.probes.NeuralCollapse().run(wb.Trajectory.open(run).subject(steps[-1])).summary["nc1"]
+    assert float(numbers.nc1.iloc[-1]) == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_what_is_wrong_takes_one_line_and_exit_code_2(
     run: Path, words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
