@@ -79,6 +79,21 @@ def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[s
     assert "3 checkpoints" not in capsys.readouterr().err
 
 
+def test_a_sweep_measures_every_checkpoint_of_every_run(run: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("distributed")
+    words = ["sweep", str(run), "--probe", "NeuralCollapse", "--probe", "Displacement"]
+    assert cli.main([*words, "--store", str(tmp_path / "store"), "--workers", "1"]) == 2
+    assert "Displacement looks at a pair; got trajectory" in capsys.readouterr().err
+    words, table = words[:4], tmp_path / "numbers.csv"
+    assert cli.main([*words, "--store", str(tmp_path / "store"), "--workers", "1", "--out", str(table)]) == 0
+    steps = wb.Trajectory.open(run).steps
+    assert f"<Sweep of {len(steps)} tasks: {len(steps)} measured>" in capsys.readouterr().out
+    numbers = pd.read_csv(table)
+    assert list(numbers.step) == list(steps)
+    wanted = wb.probes.NeuralCollapse().run(wb.Trajectory.open(run).subject(steps[-1])).summary["nc1"]
+    assert float(numbers.nc1.iloc[-1]) == pytest.approx(float(wanted), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -101,21 +116,6 @@ def test_along_reads_every_checkpoint(run: Path, capsys: pytest.CaptureFixture[s
         (["list", "nope"], "there is no probe called 'nope'"),
     ],
 )
-def test_a_sweep_measures_every_checkpoint_of_every_run(run: Path, tmp_path: Path, capsys) -> None:
-    pytest.importorskip("distributed")
-    words = ["sweep", str(run), "--probe", "NeuralCollapse", "--probe", "Displacement"]
-    assert cli.main([*words, "--store", str(tmp_path / "store"), "--workers", "1"]) == 2
-    assert "Displacement looks at a pair; got trajectory" in capsys.readouterr().err
-    words, table = words[:4], tmp_path / "numbers.csv"
-    assert cli.main([*words, "--store", str(tmp_path / "store"), "--workers", "1", "--out", str(table)]) == 0
-    steps = wb.Trajectory.open(run).steps
-    assert f"<Sweep of {len(steps)} tasks: {len(steps)} measured>" in capsys.readouterr().out
-    numbers = pd.read_csv(table)
-    assert list(numbers.step) == list(steps)
-    wanted = wb.probes.NeuralCollapse().run(wb.Trajectory.open(run).subject(steps[-1])).summary["nc1"]
-    assert float(numbers.nc1.iloc[-1]) == pytest.approx(float(wanted), rel=1e-5)
-
-
 def test_what_is_wrong_takes_one_line_and_exit_code_2(
     run: Path, words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``workbench demo | probe | along | experiment | export | list | serve | doctor``, and its bars."""
+"""The command line: ``workbench demo | probe | along | sweep | experiment | export | list | serve | doctor``."""
 
 from __future__ import annotations
 
@@ -134,6 +134,41 @@ def _along(chosen: argparse.Namespace) -> None:
 
     probe = Along(catalog.make(chosen.probe, _settings(chosen.set)), every=chosen.every)
     _measure(probe, Trajectory.open(chosen.recording, trust=chosen.trust), chosen)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recordings", metavar="RUN", nargs="+", help="folders of recorded trainings")
+    parser.add_argument("--probe", action="append", required=True, metavar="NAME", help="see `workbench list`; repeat")
+    parser.add_argument(
+        "--store", default="readings", help="folder of the readings, for all workers (default: readings)"
+    )
+    parser.add_argument("--workers", type=int, help="processes on this machine (default: one a core, at most eight)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, instead of processes here")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
+    parser.add_argument("--seconds", type=float, help="time budget of each task")
+    parser.add_argument("--trust", action="store_true", help="permit importing the code that the records name")
+    parser.add_argument("--out", metavar="FILE.csv", help="write the headline numbers as a table")
+
+
+def _sweep(chosen: argparse.Namespace) -> int:
+    from workbench import catalog
+    from workbench.sweeping import cluster_at, sweep
+    from workbench.trajectory import Trajectory
+
+    probes = [catalog.make(name, {}) for name in chosen.probe]
+    runs = {folder: Trajectory.open(folder, trust=chosen.trust) for folder in chosen.recordings}
+    with cluster_at(chosen.scheduler) as client, _progress() as say:
+        done = sweep(
+            probes, runs, chosen.store, client, seed=chosen.seed, seconds=chosen.seconds, workers=chosen.workers,
+            on_progress=lambda so_far: say("sweep", so_far.done),
+        )  # fmt: skip
+    for task, outcome in zip(done.tasks, done.outcomes, strict=True):
+        if outcome.status == "failed":
+            print(f"{task.probe.name} on {task.label} at step {task.step}: {outcome.message}", file=sys.stderr)
+    if chosen.out:
+        done.summaries().to_csv(chosen.out, index=False)
+    print(f"{done!r} in {done.store.path}")
+    return WRONG if len(done.failed) else 0
 
 
 def _settings(texts: Sequence[str]) -> Mapping[str, str]:
@@ -329,6 +364,7 @@ _COMMANDS: dict[str, tuple[_Run, str, Callable[[argparse.ArgumentParser], None]]
     "demo": (_demo, "train a small net, probe it, and write a report folder", _add_demo),
     "probe": (_probe, "measure one step of a recorded training", _add_probe),
     "along": (_along, "measure every checkpoint of a recorded training", _add_along),
+    "sweep": (_sweep, "measure many probes at every checkpoint of many runs, in worker processes", _add_sweep),
     "experiment": (_experiment, "show a paper's effect on several seeds, with a verdict for each", _add_experiment),
     "export": (_export, "draw a stored reading for a paper", _add_export),
     "list": (_list, "the probes there are", _add_list),

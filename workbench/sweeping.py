@@ -330,6 +330,25 @@ class Asked:
 
 
 @contextmanager
+def cluster_at(address: str | None) -> Generator[Any]:
+    """A client of the Dask cluster whose scheduler listens at ``address``; None without one.
+
+    Raises:
+        OSError: nobody answers there.
+        ImportError: Dask is not installed.
+    """
+    if address is None:
+        yield None
+        return
+    try:
+        import distributed
+    except ImportError as problem:
+        raise ImportError(_INSTALL) from problem
+    with distributed.Client(address, timeout=20) as client:
+        yield client
+
+
+@contextmanager
 def connected(given: Any, workers: int | None, tasks: int) -> Generator[Any]:
     """The client that was given, or one of processes on this machine that end with the sweep."""
     try:
