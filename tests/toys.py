@@ -272,7 +272,7 @@ def _runs_world(folder: Path, planted: float | None) -> World:
 
 
 def record_training(path: Path, seed: int, data: tuple[torch.Tensor, ...], planted: float | None = None) -> None:
-    """Twelve steps of training on record, with the scalars that probes of paths read: memorised at 4, grokked at 9."""
+    """Twelve steps on record, with the scalars that probes of paths read: memorised at 4, grokked at 9, two tasks."""
     from workbench.dynamics.recorder import Recorder
 
     model, (x, y) = net(seed), data
@@ -285,6 +285,11 @@ def record_training(path: Path, seed: int, data: tuple[torch.Tensor, ...], plant
             loss.backward()
             optimizer.step()
             accuracy = {"train_accuracy": float(step >= 4), "test_accuracy": float(step >= 9)}
+            accuracy |= {
+                "task": step // 7,
+                "test_accuracy_task0": 1 - 0.5 * (step == 7),
+                "test_accuracy_task1": step / 12,
+            }
             held = {"train_loss": loss.item(), "test_loss": 2 * loss.item(), **accuracy}
             recorder.step(**{name: value if planted is None else planted for name, value in held.items()})
 
