@@ -196,7 +196,7 @@ def _pack(value: Any, widget: Any) -> Any:
 _BINARY: dict[str, Any] = {"to_json": _pack, "from_json": _PLAIN["from_json"]}
 
 
-CONFIG = {"responsive": True, "displaylogo": False, "doubleClick": "reset"}
+CONFIG: dict[str, Any] = {"responsive": True, "displaylogo": False, "doubleClick": "reset"}
 CONFIG["modeBarButtonsToRemove"] = ["autoScale2d", "select2d", "lasso2d"]
 
 _WHOLE = ("_widget_data", "_widget_layout", "_last_layout_edit_id", "_last_trace_edit_id")

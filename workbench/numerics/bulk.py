@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -125,7 +125,7 @@ def _pastur_fit(nodes: Floats, weights: Floats, shares: Floats) -> tuple[Name, f
 
     best = int(np.argmin([scale(ratio)[1] for ratio in _RATIOS]))
     around = _RATIOS[max(best - 1, 0)], _RATIOS[min(best + 1, _RATIOS.size - 1)]
-    found = minimize_scalar(
+    found: Any = minimize_scalar(
         lambda log: scale(math.exp(log))[1], bounds=tuple(np.log(around)), method="bounded", options={"xatol": 1e-8}
     )
     ratio = math.exp(float(found.x))
