@@ -65,7 +65,9 @@ def _exponent(logs: Floats, d: Floats) -> float:
     grid = np.linspace(-STEEPEST, STEEPEST, 201)
     best = grid[int(np.argmin([left(nu) for nu in grid]))]
     step = grid[1] - grid[0]
-    found: Any = optimize.minimize_scalar(left, bounds=(best - step, best + step), method="bounded", options={"xatol": 1e-9})
+    found: Any = optimize.minimize_scalar(
+        left, bounds=(best - step, best + step), method="bounded", options={"xatol": 1e-9}
+    )
     return float(found.x)
 
 
