@@ -17,6 +17,8 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Only toys are on offer."""
     known = {cls.__name__: cls for cls in TOYS}
     monkeypatch.setattr(
-        catalog, "probes", lambda looks_at=None: {n: c for n, c in known.items() if looks_at in (None, c.looks_at)}
+        catalog,
+        "probes",
+        lambda looks_at=None: {n: c for n, c in known.items() if looks_at in (None, c.looks_at, *c.looks_also_at)},
     )
     return known

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
+from workbench.experiments.experiment import Experiment, Verdict
 from workbench.figure import Axis, Figure, Line, Panel, Points
 from workbench.probe import Probe, Reading, Variable
 from workbench.schema import Choice, Display, Doc, Range, Slow
@@ -90,6 +91,41 @@ class Nested(Wave):
 
     looks_at: ClassVar[Any] = "trajectory"
     probe: Annotated[Probe[Any], Doc("The probe inside.")] = Wave(points=3)
+
+
+@dataclass(frozen=True)
+class Crowd(Wave):
+    """A wave that looks at one path, or at all runs at once, and is as high as there are members."""
+
+    looks_at: ClassVar[Any] = "trajectory"
+    looks_also_at: ClassVar[Any] = ("runs",)
+
+    def stream(self, subject: Any, draw: Any) -> Iterator[Reading]:
+        yield from super().stream(Still(float(len(subject)) if subject.kind == "runs" else 1.0), draw)
+
+
+@dataclass(frozen=True)
+class Climb(Experiment):
+    """An experiment without a net: a line that rises by ``slope`` at each of five points, and shall reach 1."""
+
+    slope: Annotated[float, Range(0.0, 1.0), Doc("Rise at each point.")] = 0.5
+    variables: ClassVar[tuple[Variable, ...]] = (Variable("height", ("x",), "height"),)
+
+    def stream(self, subject: Any, draw: Any) -> Iterator[Reading]:
+        y = np.full(5, np.nan)
+        for i in range(5):
+            y[i] = self.slope * i + draw.seed
+            yield self.reading((i + 1) / 5, {"height": y}, coords={"x": np.arange(5.0)}, converged=True)
+
+    def summary(self, data: Any) -> dict[str, Any]:
+        return {"end": float(data.height[-1])}
+
+    def verdict(self, data: Any) -> Verdict:
+        end = float(data.height[-1])
+        return Verdict(end >= 1, end, 1.0, "how <high> it climbed")
+
+    def figure(self, data: Any) -> Figure:
+        return Figure((Panel((Line(data["x"].values, data.height.values),), Axis("place"), Axis("height")),))
 
 
 class Still:

@@ -28,7 +28,7 @@ body { background: #f4f6f7; font-family: system-ui, sans-serif; }
 
 
 def app(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, trust: bool = False) -> Any:
-    """A Panel page on a Subject, Pair, Trajectory or Runs, or on a folder of recorded runs, to be served or shown.
+    """A Panel page on what ``wb.explore`` opens on, or on a folder of recorded runs, to be served or shown.
 
     Args:
         target: what to look at, or the folder (a path) that holds runs.
@@ -286,12 +286,12 @@ class Page(Parts):
         shown, self._read = form.panel(type(probe), probe, self._guarded(self._moved))
         self.form[:] = [shown]
         self._explained()
-        self.step.disabled = not self.session.needs_step
+        self.step.disabled, self.label.disabled = not self.session.needs_step, not self.session.needs_run
         self.format.options = list(self.session.formats)
 
     def _heard(self, reading: Reading) -> None:
         """In the job's thread: make the picture here, hand it to the page's thread."""
-        picture, rows = self._picture(reading), look.summary(reading.summary, reading.notes)
+        picture, rows = self._picture(reading), look.answer(reading)
 
         def show() -> None:
             self.figure.object = picture

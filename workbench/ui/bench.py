@@ -26,7 +26,7 @@ BUDGETS = {"no limit": 0.0, "1 s": 1.0, "5 s": 5.0, "20 s": 20.0, "1 min": 60.0,
 
 
 def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, store: Any = None) -> Bench:
-    """Open a bench on a Subject, Pair, Trajectory or Runs, and show it.
+    """Open a bench on a Subject, Pair, Trajectory or Runs, or on an experiment, and show it.
 
     Args:
         target: what to look at.
@@ -304,7 +304,7 @@ class Bench:
         self.about.value = look.about(type(probe))
         shown, self._read = form.widgets(type(probe), probe, self._guarded(self._moved))
         self.form.children = (shown,)
-        self.step.disabled = not self.session.needs_step
+        self.step.disabled, self.run_choice.disabled = not self.session.needs_step, not self.session.needs_run
         self.format.options = self.session.formats
 
     def _show_code(self) -> None:
@@ -328,7 +328,7 @@ class Bench:
         """A reading came; called in the job's thread."""
         self._picture(reading)
         self.place.update()
-        self.summary.value = look.summary(reading.summary, reading.notes)
+        self.summary.value = look.answer(reading)
         self.ask.disabled = not self.session.offers_opinion
         self.view.remove_class("wb-stale").remove_class("wb-empty")
         if reading.done == 1:

@@ -16,6 +16,7 @@ from typing import Any
 from workbench import catalog
 from workbench.draw.sheet import grid
 from workbench.figure import Figure
+from workbench.probe import Reading
 from workbench.words import duration, summary_rows
 
 LEGIBLE = 270
@@ -28,7 +29,7 @@ SHEET = (Path(__file__).parent / "bench.css").read_text(encoding="utf-8")
 
 def title(target: Any) -> str:
     """The first line: what is on the bench."""
-    told = repr(target).strip("<>")
+    told = "Experiment: trains nets of its own" if target.kind == "nothing" else repr(target).strip("<>")
     name, _, rest = told.partition(":")
     return f'<div class="wb-title">{html.escape(name)}<span>{html.escape(rest)}</span></div>'
 
@@ -63,6 +64,20 @@ def summary(numbers: Mapping[str, Any], notes: tuple[str, ...] = ()) -> str:
     ]
     said = "".join(f"<li>{html.escape(n)}</li>" for n in notes)
     return f'<div class="wb-summaries">{"".join(tables)}</div>' + (f'<ul class="wb-notes">{said}</ul>' if said else "")
+
+
+def answer(reading: Reading) -> str:
+    """The headline numbers and notes of a reading; of an experiment that is over also the verdict, in words."""
+    return _verdict(reading) + summary(reading.summary, reading.notes)
+
+
+def _verdict(reading: Reading) -> str:
+    judge = getattr(reading.probe, "verdict", None)
+    if judge is None or reading.done < 1:
+        return ""
+    found = judge(reading.data)
+    kind = "wb-passed" if found.passed else "wb-failed"
+    return f'<div class="wb-verdict {kind}" role="status">{html.escape(str(found))}</div>'
 
 
 def _name(key: str) -> str:

@@ -15,12 +15,12 @@ from workbench.probe import Probe
 def measuring(session: Any) -> str:
     """Lines that make the same reading, given names ``subject``, ``pair`` or ``runs`` where no file has them."""
     order = session.order
-    seconds = "" if order.seconds is None else f", seconds={order.seconds:g}"
+    limits = f"seed={order.seed}" + ("" if order.seconds is None else f", seconds={order.seconds:g}")
     lines = ["import workbench as wb", *_imports(order.probe), *_opening(session)]
     where = _looked_at(session, order)
-    if order.place is not None and order.probe.looks_at == "subject":
+    if order.place is not None and session.sees == "subject":
         lines, where = lines + order.place.code(where), "there"
-    lines.append(f"reading = {schema.code(order.probe)}.run({where}, seed={order.seed}{seconds})")
+    lines.append(f"reading = {schema.code(order.probe)}.run({f'{where}, ' if where else ''}{limits})")
     return "\n".join(lines)
 
 
@@ -50,10 +50,10 @@ def _opening(session: Any) -> list[str]:
 
 
 def _looked_at(session: Any, order: Any) -> str:
-    """Where the order looks, as an expression."""
-    if order.probe.looks_at == session.kind:
-        return session.kind
-    return _model(session, order) if order.probe.looks_at == "subject" else _member(session, order)
+    """Where the order looks, as an expression; empty for an experiment, which looks at nothing."""
+    if session.sees == session.kind:
+        return "" if session.kind == "nothing" else session.kind
+    return _model(session, order) if session.sees == "subject" else _member(session, order)
 
 
 def _member(session: Any, order: Any) -> str:

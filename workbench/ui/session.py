@@ -21,11 +21,10 @@ from workbench import schema
 from workbench.board import JobState
 from workbench.job import Job
 from workbench.probe import Probe, Reading
-from workbench.store import Store
 from workbench.ui import scripts
 from workbench.ui.places import Place, Places
+from workbench.ui.targets import KINDS, kind_seen, nearest, store_of, target_of
 
-KINDS = ("subject", "pair", "trajectory", "runs")
 OPENS_WITH = ("HessianSpectrum", "EigenspaceOverlap", "Along")
 """What a bench shows first, the first of these that fits: quick, and what most people come for."""
 FORMATS = ("pdf", "svg", "pgf", "png")
@@ -58,14 +57,14 @@ class Session:
     """One person's work on one target: what is chosen now, what may be chosen, and the job that answers.
 
     Args:
-        target: a Subject, Pair, Trajectory or Runs.
+        target: a Subject, Pair, Trajectory, Runs, Recorder (what it has recorded) or experiment.
         model, data, loss: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
         store: where readings are kept and asked for, a ``wb.Store``; the run's own when None; False for none.
         on_reading: called with each reading worth showing, from the job's thread.
         on_state: called with the job's state when it changes, from the job's thread or a caller's.
 
     Raises:
-        TypeError: the target is none of the four, or model, data, loss were given with a target that has its own.
+        TypeError: the target is none of these, or model, data, loss were given with a target that has its own.
         LookupError: no probe looks at such a target.
     """
 
@@ -81,7 +80,8 @@ class Session:
         on_state: Callable[[JobState], None] | None = None,
     ) -> None:
         self.given = {k: v for k, v in {"model": model, "data": data, "loss": loss}.items() if v is not None}
-        self.target, self.kind = _checked(target, self.given), target.kind
+        self.target = target_of(target, self.given)
+        self.kind: str = self.target.kind
         self.on_reading, self.on_state = on_reading, on_state
         self._lock, self._open, self._settings = threading.RLock(), OrderedDict[Any, Any](), dict[str, Probe[Any]]()
         self._seen: Reading | None = None
@@ -89,9 +89,9 @@ class Session:
         self._submitted: Order | None = None
         self._asking = False
         self.state = JobState()
-        self.order = self._first()
+        self.order = self._first(target)
         self.places = Places(self)
-        self.job = Job(self.target, self._heard, self._told, _store_of(self.target) if store is None else store)
+        self.job = Job(self.target, self._heard, self._told, store_of(self.target) if store is None else store)
 
     # What may be chosen ---------------------------------------------------------------------------------------------
 
@@ -109,7 +109,17 @@ class Session:
     @property
     def needs_step(self) -> bool:
         """Whether the chosen probe looks at one checkpoint, rather than at the whole path."""
-        return bool(self.steps) and self.order.probe.looks_at == "subject"
+        return bool(self.steps) and self.sees == "subject"
+
+    @property
+    def sees(self) -> str:
+        """The kind of thing that the chosen probe looks at here: as much of the target as it can."""
+        return kind_seen(self.order.probe, self.kind, self._member(self.order.run).kind)
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the chosen probe looks at one of several runs, rather than at all of them."""
+        return self.kind == "runs" and self.sees != "runs"
 
     @cached_property
     def probes(self) -> Mapping[str, type[Probe[Any]]]:
@@ -159,7 +169,7 @@ class Session:
         with self._lock:
             place = self.order.place if run == self.order.run else None
             self.places.forget_unless(run == self.order.run)
-            step = _nearest(self._member(run), self.order.step)
+            step = nearest(self._member(run), self.order.step)
             self.order = dataclasses.replace(self.order, run=run, step=step, place=place)
 
     def move(self, step: int) -> None:
@@ -276,19 +286,22 @@ class Session:
 
     # Inside ---------------------------------------------------------------------------------------------------------
 
-    def _first(self) -> Order:
+    def _first(self, given: Any) -> Order:
         self.order: Any = None
         run = self.labels[0] if self.kind == "runs" else None
-        step = _nearest(self._member(run), None)
+        step = nearest(self._member(run), None)
         name = next((n for n in OPENS_WITH if n in self.probes), next(iter(self.probes)))
-        return Order(self.probes[name](), run, step)
+        probe: Probe[Any] = given if isinstance(given, Probe) else self.probes[name]()
+        self._settings[probe.name] = probe
+        return Order(probe, run, step)
 
     def _member(self, run: str | None) -> Any:
         return self.target[run] if self.kind == "runs" else self.target
 
     def _look(self, order: Order) -> Any:
         """What the order's probe looks at, or a function that opens it in the job's thread."""
-        wanted, member = order.probe.looks_at, self._member(order.run)
+        member = self._member(order.run)
+        wanted = kind_seen(order.probe, self.kind, member.kind)
         place = order.place if wanted == "subject" else None
         if wanted == self.kind and place is None:
             return self.target
@@ -325,31 +338,3 @@ class Session:
         if self.on_state:
             self.on_state(state)
         self.state = state
-
-
-def _checked(target: Any, given: Mapping[str, Any]) -> Any:
-    kind = getattr(target, "kind", None)
-    if kind not in KINDS:
-        raise TypeError(
-            f"a bench opens on a Subject, Pair, Trajectory or Runs; got {type(target).__name__}. "
-            "Make one with wb.Subject(model, data, loss=...) or wb.Trajectory.open(folder)."
-        )
-    if given and kind != "trajectory":
-        raise TypeError(
-            f"{', '.join(given)} can be given with a Trajectory only; a {type(target).__name__} has its own."
-        )
-    return target.using(**given) if given else target
-
-
-def _store_of(target: Any) -> Store | None:
-    """The store beside a recorded run; None, which is the default store, for anything else."""
-    folder = getattr(getattr(target, "source", None), "folder", None)
-    return Store.beside(folder) if folder is not None else None
-
-
-def _nearest(member: Any, step: int | None) -> int | None:
-    """The checkpoint nearest to a step; the last one for None; None where there are none."""
-    steps = tuple(member.steps) if member.kind == "trajectory" else ()
-    if not steps:
-        return None
-    return steps[-1] if step is None else min(steps, key=lambda s: abs(s - step))
