@@ -131,7 +131,7 @@ class LearningRateSensitivity(Probe[Runs]):
     def figure(self, data: xr.Dataset) -> Figure:
         """Final loss against the learning rate, with the loss at initialisation."""
         x, y = data["learning_rate"].values, data["mean"].values
-        axes = Axis("learning rate", "log"), fitting("final loss", "linear", y)
+        axes = Axis("learning rate", "log"), fitting("final loss", "log", y, data.final.values)
         if not np.isfinite(y).any():
             return Figure((Panel((Text(float(x[0]), 0.0, "no finite loss"),), *axes),))
         marks: list[AnyMark] = [Line(x, y), Points(x, y, data.mean_error.values, "mean over runs")]
