@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
 import workbench as wb
 from workbench.dynamics import gauges
+from workbench.dynamics.gauges.sharpness import _Lanczos
 from workbench.dynamics.schedules import on_spike
 
 DATA = (torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(12, 2), torch.arange(12) % 3)
@@ -215,6 +218,22 @@ def test_sharpness_and_its_threshold_under_each_optimizer(tmp_path: Path, make, 
         assert abs(row["sharpness"] - exact[step]) <= row["sharpness_error"] + 1e-9 * exact[step]
         assert row["stability_threshold"] == pytest.approx(limit)
         assert row["stability"] == pytest.approx(exact[step] / limit, rel=1e-4)
+
+
+@given(st.integers(1, 12), st.integers(0, 10**6), st.floats(1e-3, 1e3))
+def test_each_ritz_value_lies_within_its_residual_of_an_eigenvalue(size: int, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    matrix = scale * (matrix + matrix.T)
+    exact, run = torch.linalg.eigvalsh(matrix), _Lanczos(torch.randn(size, generator=generator, dtype=torch.float64))
+    before = -math.inf
+    while not run.ended:
+        run.advance(matrix @ run.rows[-1])
+        value, error = run.top()
+        assert float((exact - value).abs().min()) <= error + 1e-9 * float(exact.abs().max())
+        assert before - 1e-9 * scale <= value <= float(exact[-1]) + 1e-9 * float(exact.abs().max())
+        before = value
+    assert value == pytest.approx(float(exact[-1]), rel=1e-6, abs=1e-6 * scale)
 
 
 class Attentive(nn.Module):

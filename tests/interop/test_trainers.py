@@ -96,7 +96,7 @@ def test_lightning_trains_the_same_and_is_recorded(tmp_path: Path) -> None:
     assert table["val/accuracy"].notna().tolist() == [False, False, False, False, True, False, False], (
         "as it was logged"
     )
-    assert table[["train_loss", "gradient_norm", "noise_scale", "update_norm"]].iloc[1:].notna().all(None)
+    assert table[["train_loss", "gradient_norm", "noise_scale", "update_norm"]].iloc[1:].notna().to_numpy().all()
     assert table["stability_threshold"].dropna().iloc[1] > table["stability_threshold"].dropna().iloc[0]
     assert all(torch.equal(opened.weights(6)[name], value) for name, value in seen.net.state_dict().items())
     assert opened.subject(6, model=net()).loss() == pytest.approx(
@@ -175,7 +175,7 @@ def test_transformers_trains_the_same_and_is_recorded(tmp_path: Path) -> None:
     assert table["loss"].notna().tolist() == [False, False, True, False, True, False, True]
     assert table["eval_loss"].dropna().index.tolist() == [3, 6]
     assert table["attention_logit_max"].dropna().index.tolist() == [3, 6]
-    assert table[["gradient_norm", "noise_scale", "update_norm"]].iloc[1:].notna().all(None)
+    assert table[["gradient_norm", "noise_scale", "update_norm"]].iloc[1:].notna().to_numpy().all()
     held = copy.deepcopy(opened.weights(6))
     assert all(torch.equal(held[name], value) for name, value in seen.state_dict().items() if name in held)
     again, _ = train(tmp_path / "hf", [RecorderCallback(tmp_path / "r", **words)], 8, resume=True)

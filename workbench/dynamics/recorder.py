@@ -146,7 +146,7 @@ class Recorder:
         for half in (*self.folder.glob(".*.tmp"), *(self.folder / record.CHECKPOINTS).glob(".*.tmp")):
             half.unlink()  # a writer that was killed left them; the lock says that nobody is writing them now
         known = record.checkpoint_steps(self.folder) if (self.folder / record.MANIFEST).exists() else ()
-        whole = record.read_lines(self.folder / record.SCALARS)[1] if known else 0
+        lines, whole = record.read_lines(self.folder / record.SCALARS) if known else ((), 0)
         if known:
             self._step = self._saved = self._continue(known)
             self._superseding = True
@@ -157,7 +157,8 @@ class Recorder:
         self._lines.begin(self.folder / record.SCALARS, whole)
         if not known:
             self._keep()
-            self._lines.write(Line(self._step, time.time(), self._clock.now()))
+        if not lines or lines[-1].step < self._step:  # also where a kill took the line of the last checkpoint
+            self._lines.write(Line(self._step, time.time(), self._clock.now(), training=self._clock.training()))
 
     def _training(self) -> Training:
         """What gauges may look at."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.dynamics.clock import Clock
 from workbench.dynamics.gauges.gauge import Gauge, Meter, Training
-from workbench.dynamics.schedules import HISTORY, Moment, Schedule, schedule, watched
+from workbench.dynamics.schedules import HISTORY, Every, Moment, Schedule, schedule, watched
 
 
 class Turn:
@@ -23,6 +23,8 @@ class Turn:
 
     def due(self, step: int, scalars: Mapping[str, float], past: Past, clock: Clock, spent: float) -> bool:
         """Whether its schedule says so; ``spent`` are the seconds of recording up to now."""
+        if isinstance(self.schedule, Every):  # the usual one, without making a moment for it: this runs at every step
+            return step % self.schedule.steps == 0
         moment = Moment(step, scalars, clock.training(), spent, self.seconds, past.recent, self.kept)
         return self.schedule.due(moment)
 
@@ -65,6 +67,13 @@ class Watch:
         self._hooks: list[Any] = []
         self._optimizer: torch.optim.Optimizer | None = None
 
+        plain = [one.steps for one in self.schedules if isinstance(one, Every)]
+        self._periods = tuple(set(plain)) if len(plain) == len(self._gauges) else None
+
+    def _idle(self, step: int) -> bool:
+        """Whether no gauge can be due at a step; a microsecond, for all the steps between readings."""
+        return self._periods is not None and all(step % period for period in self._periods)
+
     @property
     def schedules(self) -> list[Schedule]:
         """Those of the gauges."""
@@ -77,6 +86,8 @@ class Watch:
 
     def prepare(self, step: int, scalars: Mapping[str, float], past: Past) -> None:
         """Tell the gauges that want to know beforehand, and are due then, that ``step`` comes next."""
+        if self._idle(step):
+            return
         for post in (p for p in self._posts if p.meter.ahead):
             if post.turn.due(step, scalars, past, self._clock, self._clock.now()):
                 self._guarded(post, post.meter.arm)
@@ -98,6 +109,8 @@ class Watch:
     def collect(self, step: int, scalars: Mapping[str, float], past: Past) -> dict[str, Tensor | float]:
         """What the gauges that are due read after ``step``."""
         found: dict[str, Tensor | float] = {}
+        if self._idle(step):
+            return found
         for post in list(self._posts):
             spent = self._clock.now()
             if post.armed or (not post.meter.ahead and post.turn.due(step, scalars, past, self._clock, spent)):
