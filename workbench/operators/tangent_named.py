@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.fingerprint import digest
 from workbench.operators.tangent_kernel import TangentKernel
 from workbench.probe import Reading
+from workbench.subject import Subject
 
 Outputs = Literal["full", "trace"]
 OUTPUTS = {
@@ -46,6 +47,13 @@ def at_once(steps: Generator[float, None, Tensor]) -> Tensor:
             next(steps)
         except StopIteration as end:
             return end.value
+
+
+def doubled(subject: Subject) -> Subject:
+    """The same function in float64: a regression at small strengths magnifies rounding."""
+    if subject.dtype == torch.float64:
+        return subject
+    return subject.excerpt(subject.examples, torch.float64).with_plan(subject.plan)
 
 
 def rounding(kernel: TangentKernel) -> float:

@@ -18,7 +18,7 @@ from workbench.numerics.ridge import Scores
 from workbench.numerics.sampling import Draw
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
-from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, named, naming
+from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, doubled, named, naming
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.subject import Subject
@@ -116,7 +116,7 @@ class KernelRegression(Probe[Subject]):
                 "KernelRegression is tested on held-out examples, and this subject has none; give held_out=(x, y)."
             )
         fit, test = picked(subject, self.examples), picked(subject.held_out, self.held_out_examples)
-        return _double(fit), _double(test)
+        return doubled(fit), doubled(test)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """Accuracies for classes and squared errors, of the kernel and of the network."""
@@ -154,13 +154,6 @@ class KernelRegression(Probe[Subject]):
         most = max(kernel.expected_bytes(self.outputs), other.expected_bytes(self.outputs, kernel))
         words = f"the {self.outputs} kernels of {kernel.examples} and {other.examples} examples in float64"
         return Cost(most + 8 * (5 * rows**2 + 2 * rows * columns), 2 * kernel.outputs, words)
-
-
-def _double(subject: Subject) -> Subject:
-    """The same function in float64: a regression at small strengths magnifies rounding."""
-    if subject.dtype == torch.float64:
-        return subject
-    return subject.excerpt(subject.examples, torch.float64).with_plan(subject.plan)
 
 
 class _Run:
