@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -47,8 +48,10 @@ def examples(part: Part = "train", test_fraction: float = 0.25, seed: int = 0) -
 
 @lru_cache(maxsize=1)
 def _images() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
+    state = random.getstate()
+    from sklearn.datasets import load_digits  # whose first import draws from Python's own generator
 
+    random.setstate(state)
     pixels, classes = load_digits(return_X_y=True)
     images = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).reshape(-1, 1, 8, 8)
     return images / 8 - 1, torch.from_numpy(np.asarray(classes, dtype=np.int64))
