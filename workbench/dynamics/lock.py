@@ -39,6 +39,12 @@ def take(folder: Path, owner: object) -> weakref.finalize[Any, Any]:
     return weakref.finalize(owner, _give_up, path, mine)
 
 
+def is_written(folder: Path) -> bool:
+    """Whether a recorder is writing into the folder; true also of one on another machine, which may be gone."""
+    held = _read(folder / LOCK)
+    return held is not None and _alive(held)
+
+
 def _process(pid: int) -> dict[str, Any]:
     import psutil
 

@@ -10,19 +10,17 @@ import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import anywidget
 import ipywidgets as ipw
-import traitlets
 
 from workbench.draw.shared import LiveFigure
 from workbench.probe import Reading
 from workbench.ui import form, look
+from workbench.ui.bench_parts import BUDGETS, Page, card, heading, wide, word
+from workbench.ui.follow import PAUSE, Follower, Ticker
 from workbench.ui.place_card import PlaceCard
 from workbench.ui.places import Rest, marked
 from workbench.ui.session import Session
 from workbench.ui.still import Still
-
-BUDGETS = {"no limit": 0.0, "1 s": 1.0, "5 s": 5.0, "20 s": 20.0, "1 min": 60.0, "5 min": 300.0}
 
 
 def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, store: Any = None) -> Bench:
@@ -35,8 +33,11 @@ def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = Non
         loss: the same for the loss.
         store: where readings are kept and asked for; beside the run when None.
 
-    The first probe runs at once. Below the bench a still picture of the newest finished reading is kept in the
-    notebook, hidden while the bench is alive, so that the notebook shows it where there is no kernel.
+    The first probe runs at once. What a Recorder is writing now, in this process or another, is followed: every two
+    seconds new checkpoints and curves are taken in, until the recording ends or the widgets are closed.
+
+    Below the bench a still picture of the newest finished reading is kept in the notebook, hidden while the bench is
+    alive, so that the notebook shows it where there is no kernel.
 
     Raises:
         TypeError, LookupError: as :class:`~workbench.ui.session.Session`.
@@ -44,14 +45,6 @@ def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = Non
     bench = Bench(Session(target, model=model, data=data, loss=loss, store=store))
     bench.show()
     return bench
-
-
-class Page(anywidget.AnyWidget):
-    """A button that puts ``text`` on the clipboard; it also tells how many pixels of ``room`` the picture has."""
-
-    _esm = look.SCRIPT
-    text = traitlets.Unicode().tag(sync=True)
-    room = traitlets.Int(600).tag(sync=True)
 
 
 class Bench:
@@ -67,6 +60,7 @@ class Bench:
             lambda: self.figure.acknowledged,
         )
         self._lock, self._quiet, self._rest = threading.RLock(), False, Rest()
+        self.follower, self.ticker = Follower(session), None
         self._make_choosers()
         self._make_answer()
         self._make_exits()
@@ -81,15 +75,15 @@ class Bench:
     def _make_choosers(self) -> None:
         session = self.session
         steps = session.steps or (0,)
-        self.run_choice = ipw.Dropdown(options=session.labels, description="run", **_wide()).add_class("wb-run-choice")
-        self.step = ipw.SelectionSlider(options=steps, value=steps[-1], description="checkpoint", **_wide()).add_class(
+        self.run_choice = ipw.Dropdown(options=session.labels, description="run", **wide()).add_class("wb-run-choice")
+        self.step = ipw.SelectionSlider(options=steps, value=steps[-1], description="checkpoint", **wide()).add_class(
             "wb-step"
         )
-        self.probe = ipw.Dropdown(options=list(session.probes), description="probe", **_wide()).add_class("wb-probe")
+        self.probe = ipw.Dropdown(options=list(session.probes), description="probe", **wide()).add_class("wb-probe")
         self.about = ipw.HTML().add_class("wb-about-box")
         self.form = ipw.VBox().add_class("wb-form-box")
-        self.seed = ipw.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **_wide()).add_class("wb-seed")
-        self.budget = ipw.Dropdown(options=list(BUDGETS.items()), value=0.0, description="time limit", **_wide())
+        self.seed = ipw.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **wide()).add_class("wb-seed")
+        self.budget = ipw.Dropdown(options=list(BUDGETS.items()), value=0.0, description="time limit", **wide())
         self.budget.add_class("wb-budget")
         # Value widgets, not buttons: a button's click waits while a cell runs, a value's change does not.
         look_ = {"layout": ipw.Layout(flex="1 1 0", width="auto")}
@@ -115,12 +109,12 @@ class Bench:
         self.status = ipw.HTML().add_class("wb-status")
 
     def _make_exits(self) -> None:
-        self.venue = ipw.Dropdown(options=["workbench"], description="venue", **_wide()).add_class("wb-venue")
-        self.column = ipw.Dropdown(options=["half", "full"], description="column", **_wide()).add_class("wb-column")
-        self.format = ipw.Dropdown(options=self.session.formats, description="format", **_wide()).add_class("wb-format")
+        self.venue = ipw.Dropdown(options=["workbench"], description="venue", **wide()).add_class("wb-venue")
+        self.column = ipw.Dropdown(options=["half", "full"], description="column", **wide()).add_class("wb-column")
+        self.format = ipw.Dropdown(options=self.session.formats, description="format", **wide()).add_class("wb-format")
         kinds = ["full", "anonymous", "none"]
-        self.provenance = ipw.Dropdown(options=kinds, description="provenance", **_wide()).add_class("wb-provenance")
-        self.file = ipw.Text("figure", description="file", continuous_update=False, **_wide()).add_class("wb-file")
+        self.provenance = ipw.Dropdown(options=kinds, description="provenance", **wide()).add_class("wb-provenance")
+        self.file = ipw.Text("figure", description="file", continuous_update=False, **wide()).add_class("wb-file")
         self.export = ipw.ToggleButton(description="Export", icon="download", layout=ipw.Layout(width="auto"))
         self.export.add_class("wb-export")
         self.code = ipw.HTML(layout=ipw.Layout(flex="1 1 auto")).add_class("wb-code-box")
@@ -131,14 +125,15 @@ class Bench:
         where = [*([self.run_choice] if self.session.labels else []), *([self.step] if self.session.steps else [])]
         controls = ipw.VBox([*where, self.probe, self.about, self.form, self.seed, self.budget, buttons])
         out = [self.venue, self.column, self.format, self.provenance, self.file, self.export]
-        export = ipw.VBox([_heading("Export for a paper"), *out])
+        export = ipw.VBox([heading("Export for a paper"), *out])
         bar = ipw.HBox([self.bar, self.progress]).add_class("wb-bar-row")
         answer = ipw.VBox([bar, self.figure, self.place.view, self.summary, self.ask, self.opinion, self.status])
-        code = ipw.VBox([_heading("Copy as code"), ipw.HBox([self.code, self.copy]).add_class("wb-row")])
-        left = ipw.VBox([_card(controls, "wb-controls"), _card(export, "wb-exports")]).add_class("wb-left")
-        right = ipw.VBox([_card(answer, "wb-answer"), _card(code, "wb-codes")]).add_class("wb-right")
+        code = ipw.VBox([heading("Copy as code"), ipw.HBox([self.code, self.copy]).add_class("wb-row")])
+        left = ipw.VBox([card(controls, "wb-controls"), card(export, "wb-exports")]).add_class("wb-left")
+        right = ipw.VBox([card(answer, "wb-answer"), card(code, "wb-codes")]).add_class("wb-right")
         sheet = ipw.HTML(f"<style>{look.SHEET}</style>", layout=ipw.Layout(display="none"))
-        parts = [sheet, ipw.HTML(look.title(self.session.target)), ipw.HBox([left, right]).add_class("wb-main")]
+        self.title = ipw.HTML(look.title(self.session.target))
+        parts = [sheet, self.title, ipw.HBox([left, right]).add_class("wb-main")]
         return ipw.VBox(parts).add_class("wb-bench").add_class("wb-empty")
 
     def _connect(self) -> None:
@@ -165,11 +160,10 @@ class Bench:
         """A callback whose exceptions are shown: Jupyter shows them nowhere."""
 
         def run(*_: Any) -> None:
-            if self._quiet:
-                return
             try:
-                with self._lock:
-                    work()
+                with self._lock:  # waits for another thread to have spoken; what this one sets itself is not heard
+                    if not self._quiet:
+                        work()
             except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
                 self._say(look.problem(error), error=True)
 
@@ -196,19 +190,13 @@ class Bench:
         self._submit()
 
     def _chosen(self) -> None:
-        self.session.choose(_word(self.probe))
+        self.session.choose(word(self.probe))
         self._show_form()
         self._submit()
 
     def _visited(self) -> None:
-        self.session.visit(_word(self.run_choice))
-        if self.session.steps:
-            self._quiet = True
-            try:
-                self.step.options = self.session.steps
-                self.step.value = self.session.order.step
-            finally:
-                self._quiet = False
+        self.session.visit(word(self.run_choice))
+        self._show_steps()
         self._submit()
 
     def _run(self) -> None:
@@ -285,12 +273,12 @@ class Bench:
         (self.form.add_class if self.explain.value else self.form.remove_class)("wb-explained")
 
     def _offer_columns(self) -> None:
-        self.column.options = list(self.session.venues[_word(self.venue)])
+        self.column.options = list(self.session.venues[word(self.venue)])
 
     def _export(self) -> None:
-        ending = f".{_word(self.format)}"
-        path = _word(self.file).removesuffix(ending) + ending
-        asked = (path, _word(self.venue), _word(self.column), _word(self.provenance))
+        ending = f".{word(self.format)}"
+        path = word(self.file).removesuffix(ending) + ending
+        asked = (path, word(self.venue), word(self.column), word(self.provenance))
         self._say(f"Writing {path} ...")
         self.session.chore(self._guarded(lambda: self._say(self.session.export(*asked))))
 
@@ -306,6 +294,17 @@ class Bench:
         self.form.children = (shown,)
         self.step.disabled, self.run_choice.disabled = not self.session.needs_step, not self.session.needs_run
         self.format.options = self.session.formats
+
+    def _show_steps(self) -> None:
+        if not self.session.steps:
+            return
+        self._quiet = True
+        try:
+            with self.step.hold_sync():
+                self.step.options = self.session.steps
+                self.step.value = self.session.order.step
+        finally:
+            self._quiet = False
 
     def _show_code(self) -> None:
         self.copy.text = self.session.code()
@@ -344,12 +343,45 @@ class Bench:
         places = self.session.places
         self.figure.update_from(drawn if places.map is None else marked(drawn, places.chosen))
 
+    # A training that goes on ------------------------------------------------------------------------------------------
+
+    def follow(self, pause: float = PAUSE) -> None:
+        """Where the target is being recorded now: take in what is new, until that ends or the widgets are closed."""
+        if self.follower.goes_on and self.ticker is None:
+            self.title.value = look.title(self.session.target, live=True)
+            self.ticker: Ticker | None = Ticker(self._followed, pause)
+
+    def close(self) -> None:
+        """Take the widgets from the page, and stop what measures and follows."""
+        if self.ticker is not None:
+            self.ticker.stop()
+        self.session.job.close(0.0)
+        self.view.close()
+
+    def _followed(self) -> bool:
+        """One look at the record, in the ticker's thread; whether another one is wanted."""
+        if self.view.comm is None:
+            return False
+        goes_on = self.follower.goes_on  # asked before the look, so that the last look sees the whole record
+        self._guarded(lambda: self._take_in(goes_on))()
+        return goes_on or self.follower.waits
+
+    def _take_in(self, live: bool) -> None:
+        self.follower.look()
+        again = self.follower.due()
+        if (self.step.options, self.step.value) != (self.session.steps, self.session.order.step):
+            self._show_steps()
+        self.title.value = look.title(self.session.target, live)
+        if again:
+            self._submit(again=True)
+
     # Notebook -------------------------------------------------------------------------------------------------------
 
     def show(self) -> None:
         """Show the bench as the output of this cell, and its still picture as the next one."""
         self._submit()
         self.still.show(self.view, self.words)
+        self.follow()
 
     def _ipython_display_(self) -> None:
         if not self.still.shown_here:
@@ -357,20 +389,3 @@ class Bench:
 
     def __repr__(self) -> str:
         return f"<Bench on {self.session.target!r}>"
-
-
-def _wide() -> dict[str, Any]:
-    return {"layout": ipw.Layout(width="auto"), "style": {"description_width": "8em"}}
-
-
-def _card(content: Any, name: str) -> Any:
-    return content.add_class("wb-card").add_class(name)
-
-
-def _heading(words: str) -> Any:
-    return ipw.HTML(f'<div class="wb-heading">{words}</div>')
-
-
-def _word(control: Any) -> str:
-    """The text that a control holds; toolkits do not say in their types that it is never None."""
-    return str(control.value)

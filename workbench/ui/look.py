@@ -27,11 +27,12 @@ ASKING = "Asking other packages, for a minute at most ..."
 SHEET = (Path(__file__).parent / "bench.css").read_text(encoding="utf-8")
 
 
-def title(target: Any) -> str:
-    """The first line: what is on the bench."""
+def title(target: Any, live: bool = False) -> str:
+    """The first line: what is on the bench, and whether it is being recorded now."""
     told = "Experiment: trains nets of its own" if target.kind == "nothing" else repr(target).strip("<>")
     name, _, rest = told.partition(":")
-    return f'<div class="wb-title">{html.escape(name)}<span>{html.escape(rest)}</span></div>'
+    now = '<span class="wb-live" role="status">recording now</span>' if live else ""
+    return f'<div class="wb-title">{html.escape(name)}<span>{html.escape(rest)}</span>{now}</div>'
 
 
 def about(cls: type) -> str:

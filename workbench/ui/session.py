@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -182,6 +182,14 @@ class Session:
         """Look at a point of a landscape instead of the model from now on; None: at the model itself."""
         self.order = dataclasses.replace(self.order, place=place)
 
+    def renew(self, target: Any, gone: Collection[int] = ()) -> None:
+        """Take the same trajectory as it is on disk now; models of the steps that are ``gone`` are let go."""
+        with self._lock:
+            for where in [w for w in self._open if w[1] in gone]:
+                del self._open[where]
+            self.target = target
+            self.order = dataclasses.replace(self.order, step=nearest(target, self.order.step))
+
     def limit(self, seed: int, seconds: float | None) -> None:
         """Take a seed and a time budget; None is none."""
         self.order = dataclasses.replace(self.order, seed=int(seed), seconds=seconds)
@@ -207,6 +215,11 @@ class Session:
         """Stop; what was measured so far stays."""
         self._submitted = None
         self.job.cancel()
+
+    @property
+    def asked(self) -> bool:
+        """Whether something was asked for, and not cancelled."""
+        return self._submitted is not None
 
     @property
     def latest(self) -> Reading | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workbench.dynamics.recorder import Recorder
 from workbench.nothing import Nothing
 from workbench.probe import Probe
 from workbench.store import Store
+from workbench.trajectory import Trajectory
 
 KINDS = ("subject", "pair", "trajectory", "runs", "nothing")
 
 
 def target_of(given: Any, using: Mapping[str, Any]) -> Any:
-    """What is looked at when a bench is opened on ``given``; an experiment looks at nothing.
+    """What is looked at when a bench is opened on ``given``: of a Recorder its record, for an experiment nothing.
 
     Args:
         given: what the person passed.
@@ -21,8 +23,11 @@ def target_of(given: Any, using: Mapping[str, Any]) -> Any:
 
     Raises:
         TypeError: no bench opens on such a thing, or it has a model, data and loss of its own.
+        FileNotFoundError: a Recorder that has not recorded anything yet.
     """
     target: Any = Nothing() if isinstance(given, Probe) and "nothing" in kinds_of(given) else given
+    if isinstance(given, Recorder):
+        target = Trajectory.open(given.folder, trust=True)  # what it names was given to it in this process
     kind = getattr(target, "kind", None)
     if kind not in KINDS:
         raise TypeError(

@@ -1,0 +1,228 @@
+"""A bench on a record that grows: what is new comes by itself, at the pace of the record, and stops with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+from ui.test_bench import finish
+from ui.test_session import until
+
+import workbench as wb
+from workbench.figure import Axis, Figure, Panel, Points
+from workbench.probe import Probe, Reading, Variable
+from workbench.ui.bench import Bench
+from workbench.ui.follow import Follower
+from workbench.ui.session import Session
+
+
+@dataclass(frozen=True)
+class Level(Probe[Any]):
+    """The one weight of a model, which these tests make equal to the step."""
+
+    variables: ClassVar[tuple[Variable, ...]] = (Variable("level", ("x",), "weight"),)
+
+    def stream(self, subject: Any, draw: Any) -> Iterator[Reading]:
+        yield self.reading(1.0, {"level": subject.params["weight"].flatten()}, coords={"x": [0.0]}, converged=True)
+
+    def summary(self, data: Any) -> dict[str, Any]:
+        return {"level": float(data.level[-1])}
+
+    def figure(self, data: Any) -> Figure:
+        return Figure((Panel((Points(data["x"].values, data.level.values),), Axis("x"), Axis("level")),))
+
+
+@dataclass(frozen=True)
+class Curve(Level):
+    """The recorded loss at every step."""
+
+    looks_at: ClassVar[Any] = "trajectory"
+
+    def stream(self, subject: Any, draw: Any) -> Iterator[Reading]:
+        losses = subject.scalars["loss"].dropna()
+        yield self.reading(1.0, {"level": losses.values}, coords={"x": losses.index.values}, converged=True)
+
+
+@pytest.fixture(autouse=True)
+def own_toys(toys: dict[str, Any]) -> None:
+    toys.clear()
+    toys.update(Level=Level, Curve=Curve)
+
+
+class Training:
+    """A recorder that is open, around a net of one weight."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.net = nn.Linear(1, 1, bias=False).double()
+        with torch.no_grad():
+            self.net.weight.zero_()
+        data = (torch.ones(4, 1, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64))
+        self.recorder = wb.Recorder(folder, self.net, every=2, data=data, loss="mse", **more)
+
+    def __enter__(self) -> Training:
+        self.recorder.__enter__()
+        self.go(2)
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self.recorder.__exit__(None, None, None)
+
+    def go(self, steps: int) -> None:
+        for _ in range(steps):
+            with torch.no_grad():
+                self.net.weight += 1
+            self.recorder.step(loss=float(self.net.weight.detach()))
+
+    def bench(self) -> Bench:
+        given = {"model": nn.Linear(1, 1, bias=False).double()}
+        made = Bench(Session(wb.Trajectory.open(self.recorder.folder), **given))
+        made._submit()
+        finish(made)
+        return made
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[Training]:
+    with Training(tmp_path / "run") as training:
+        yield training
+
+
+def level(bench: Bench) -> float:
+    return bench.session.latest.summary["level"] if bench.session.latest is not None else math.nan
+
+
+def test_at_the_last_step_the_slider_goes_on_and_what_is_new_is_measured(training: Training) -> None:
+    bench = training.bench()
+    assert (bench.step.options, bench.step.value, level(bench)) == ((0, 2), 2, 2.0)
+    bench.follow(0.02)
+    assert "recording now" in bench.title.value
+    training.go(6)
+    until(lambda: bench.step.options == (0, 2, 4, 6, 8) and level(bench) == 8)
+    assert bench.step.value == 8
+    assert "subject(8)" in bench.code.value
+    assert "steps 0 to 8" in bench.title.value
+    bench.close()
+
+
+def test_at_an_earlier_step_the_slider_grows_and_nothing_else_happens(training: Training) -> None:
+    bench = training.bench()
+    bench.step.value = 0
+    finish(bench)
+    submitted: list[Any] = []
+    bench.session.job.submit = lambda *given, **more: submitted.append(given)
+    bench.follow(0.02)
+    training.go(4)
+    until(lambda: bench.step.options == (0, 2, 4, 6))
+    time.sleep(0.1)
+    assert bench.step.value == 0
+    assert submitted == []
+    bench.close()
+
+
+def test_what_looks_at_the_whole_path_is_read_again_for_each_line(training: Training) -> None:
+    bench = training.bench()
+    bench.probe.value = "Curve"
+    finish(bench)
+    assert list(bench.session.latest.data.level.values) == [1, 2]
+    bench.follow(0.02)
+    for count in (3, 4, 5):
+        training.go(1)
+        until(lambda n=count: level(bench) == n)
+    assert list(bench.session.latest.data["x"].values) == [1, 2, 3, 4, 5]
+    assert bench.step.value == 4
+    bench.close()
+
+
+def test_it_stops_with_the_recording_and_has_seen_its_end(tmp_path: Path) -> None:
+    with Training(tmp_path / "run") as training:
+        bench = training.bench()
+        bench.follow(0.02)
+        training.go(3)
+    until(lambda: bench.ticker is not None and not bench.ticker.running)
+    finish(bench)
+    assert bench.step.value == 5
+    assert level(bench) == 5
+    assert "recording now" not in bench.title.value
+    fresh = training.bench()
+    fresh.follow(0.02)
+    assert fresh.ticker is None, "nobody writes there"
+
+
+def test_it_stops_when_the_widgets_are_closed(training: Training) -> None:
+    bench = training.bench()
+    bench.follow(0.02)
+    assert bench.ticker is not None
+    assert bench.ticker.running
+    bench.view.close()
+    until(lambda: not bench.ticker.running)
+
+
+def test_after_cancel_nothing_is_measured_by_itself(training: Training) -> None:
+    bench = training.bench()
+    bench.cancel.value = True
+    bench.follow(0.02)
+    training.go(4)
+    until(lambda: bench.step.value == 6)
+    time.sleep(0.1)
+    assert level(bench) == 2
+    bench.run.value = True
+    until(lambda: level(bench) == 6)
+    bench.close()
+
+
+def test_what_runs_is_not_given_up_for_what_is_new(training: Training) -> None:
+    session = training.bench().session
+    follower = Follower(session)
+    training.go(2)
+    assert follower.look()
+    session.state = type(session.state)("running")
+    assert not follower.due()
+    training.go(2)
+    assert follower.look()
+    assert session.order.step == 2
+    session.state = type(session.state)("done", 1.0)
+    assert follower.due()
+    assert session.order.step == 6, "both times it stood at the end"
+    assert not follower.due()
+    assert not follower.look()
+
+
+def test_a_person_who_moves_meanwhile_stays_where_they_went(training: Training) -> None:
+    session = training.bench().session
+    follower = Follower(session)
+    training.go(2)
+    assert follower.look()
+    session.move(0)
+    assert not follower.due()
+    assert session.order.step == 0
+
+
+def test_a_checkpoint_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    with Training(tmp_path / "run") as first:
+        first.go(2)
+        bench = first.bench()
+    follower = bench.follower
+    assert level(bench) == 4
+    with Training(tmp_path / "run", resume=2) as again:
+        again.go(2)  # its weight counts from 0 again: 2 at step 4
+        assert follower.look()
+        bench.step.value = 4
+        bench.run.value = True
+        until(lambda: level(bench) == 2)
+    assert first.net.weight.item() == 4
+
+
+def test_a_recorder_is_explored_as_what_it_has_recorded(training: Training, tmp_path: Path) -> None:
+    session = Session(training.recorder, model=training.net)
+    assert session.kind == "trajectory"
+    assert session.steps == (0, 2)
+    assert Follower(session).goes_on
+    with pytest.raises(FileNotFoundError, match=r"no record|holds no"):
+        Session(Training(tmp_path / "other").recorder)
