@@ -300,9 +300,11 @@ class Bench:
             return
         self._quiet = True
         try:
-            with self.step.hold_sync():
-                self.step.options = self.session.steps
-                self.step.value = self.session.order.step
+            steps, now, before = self.session.steps, self.session.order.step, self.step.value
+            with self.step.hold_sync():  # one message: the page would cut a later index to the shorter scale
+                self.step.options = steps
+                self.step.value = before if before in steps else now
+            self.step.value = now
         finally:
             self._quiet = False
 
