@@ -51,5 +51,5 @@ def test_prediction_and_measurement_agree_with_ridge() -> None:
 
 
 def test_few_examples_are_refused() -> None:
-    with pytest.raises(ValueError, match="16 examples"):
+    with pytest.raises(ValueError, match="24 examples"):
         Eigenframework().run(linear(12))

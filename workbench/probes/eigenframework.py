@@ -35,13 +35,13 @@ FOLDS = 10
 class Eigenframework(Probe[Subject]):
     """Learning curve of kernel ridge regression with the tangent kernel: predicted from eigenvalues, and measured.
 
-    What it measures: on half of the examples (N, a block of its own) the eigenvalues λ_i of K/N, K the class-trace
-    kernel (1/C) Σ_c J_c J_cᵀ, and the targets' coefficients v_i = u_iᵀ Y / √N. For each number n of examples in
-    ``size``: ``predicted`` test risk E‖f - y‖² = n / (n - Σ L_i²) · Σ (1 - L_i)² v_i² with L_i = λ_i / (λ_i + κ) and κ
-    from Σ L_i + δ/κ = n; ``measured``: f = K(x, X) (K + δ I)⁻¹ Y on ``trials`` random choices of n from the other half,
-    tested on the rest of it. δ = ``ridge`` times K's mean diagonal. Targets are one-hot less 1/C for classes, ±1 for
-    one yes or no, else the values; ``constant`` is the risk of f = 0. ``learnability`` L_i and ``power``, the share of
-    the targets in modes up to i, are those at the largest n.
+    What it measures: on two thirds of the examples (N, a block of its own) the eigenvalues λ_i of K/N, K the
+    class-trace kernel (1/C) Σ_c J_c J_cᵀ, and the targets' coefficients v_i = u_iᵀ Y / √N. For each number n of
+    examples in ``size``: ``predicted`` test risk E‖f - y‖² = n / (n - Σ L_i²) · Σ (1 - L_i)² v_i² with L_i = λ_i / (λ_i
+    + κ) and κ from Σ L_i + δ/κ = n; ``measured``: f = K(x, X) (K + δ I)⁻¹ Y on ``trials`` random choices of n from the
+    others, tested on the rest of them. δ = ``ridge`` times K's mean diagonal. Targets are one-hot less 1/C for
+    classes, ±1 for one yes or no, else the values; ``constant`` is the risk of f = 0. ``learnability`` L_i and
+    ``power``, the share of the targets in modes up to i, are those at the largest n.
 
     How to read it: where both curves agree, the kernel's spectrum explains what it generalises to, and L_i says which
     modes n examples teach it: the sum of L_i is at most n, which all modes compete for. Feature learning moves the
@@ -50,18 +50,20 @@ class Eigenframework(Probe[Subject]):
     What it costs: C backward passes over all examples, their Gram, eleven decompositions of N entries, and one of n for
     each trial and size; float64.
 
-    When it misleads: a block of N shows N modes: towards n = N the predicted risk is too small (the largest n here is
-    N/2). The theory is for many modes and n; for n of a few the measured curve is above it. What no mode can learn
-    (label noise) sits in the coefficients of small λ_i. Classes are scored by squared error, not by accuracy.
+    When it misleads: N examples show N modes, as if the block were all there is: the predicted risk is too small, and
+    the more so the nearer n is to N (the largest here is N/4) and the smaller the ridge is. Raise ``examples`` until
+    the curve stays. The theory is for many modes and n; for n of a few the measured curve is above it. What no mode can
+    learn (label noise) sits in the coefficients of small λ_i. Classes are scored by squared error, not by accuracy.
 
-    Errors: predicted: standard error by the jackknife, each tenth of the block left out. Measured: standard error over
-    trials; these share test examples, so that it is too small rather than too large.
+    Errors: predicted: standard error by the jackknife, each tenth of the block left out; what a finite block misses is
+    not in it. Measured: standard error over trials; these share test examples, so that it is too small rather than too
+    large.
 
     Source: Simon et al. 2021 (arXiv 2110.03922); Simon et al. 2024 (arXiv 2311.14646).
     """
 
     examples: Annotated[
-        int, Range(16, 20_000, step=1, log=True, soft=(64, 4096)), Doc("Examples of both halves, balanced by class.")
+        int, Range(24, 20_000, step=1, log=True, soft=(64, 4096)), Doc("Examples of both parts, balanced by class.")
     ] = 512
     sizes: Annotated[int, Range(2, 30, step=1, soft=(3, 12)), Doc("Numbers of examples on the curve.")] = 7
     trials: Annotated[int, Range(2, 200, step=1, soft=(3, 30)), Doc("Random choices of examples at each size.")] = 7
@@ -80,7 +82,7 @@ class Eigenframework(Probe[Subject]):
         Variable("power", ("rank",), "share of the targets in modes up to this one"),
         Variable("constant", (), "risk of predicting 0"),
         Variable("delta", (), "ridge δ"),
-        Variable("used_examples", (), "examples of both halves"),
+        Variable("used_examples", (), "examples of both parts"),
         Variable("parameters", (), "parameters that vary"),
         Variable("train_loss", (), "the network's loss on these examples", error="train_loss_error"),
         Variable("train_loss_error", (), "its standard error over examples"),
@@ -90,7 +92,7 @@ class Eigenframework(Probe[Subject]):
         """The kernel, the prediction, its errors, then regressions trial by trial.
 
         Raises:
-            ValueError: fewer than 16 examples, or targets that are not of the outputs' shape.
+            ValueError: fewer than 24 examples, or targets that are not of the outputs' shape.
         """
         yield from _Run(self, doubled(picked(subject, self.examples)), draw).measured()
 
@@ -142,18 +144,18 @@ class _Run:
                 f"the targets are not {self.kernel.outputs} numbers or one class an example, which a regression of "
                 f"{self.kernel.outputs} outputs can fit; give class numbers, or values of the outputs' shape."
             )
-        if n < 4 * FEWEST:
-            raise ValueError(f"a learning curve beside its prediction takes {4 * FEWEST} examples or more; got {n}.")
+        if n < 6 * FEWEST:
+            raise ValueError(f"a learning curve beside its prediction takes {6 * FEWEST} examples or more; got {n}.")
         self.y = y - (1 / y.shape[1] if subject.classes is not None else 0.0)
         order = torch.from_numpy(draw.generator(0).permutation(n)).to(y.device)
-        self.block, self.rest = order[: n // 2], order[n // 2 :]
-        self.sizes = np.unique(np.geomspace(FEWEST, max(n // 4, FEWEST + 1), probe.sizes).round().astype(int))
+        self.block, self.rest = order[n // 3 :], order[: n // 3]
+        self.sizes = np.unique(np.geomspace(FEWEST, max(n // 6, FEWEST + 1), probe.sizes).round().astype(int))
         loss, gap = subject.evaluate(None, ("loss",)), self.kernel.check()
         self.values: dict[str, Any] = {"train_loss": loss["loss"], "train_loss_error": loss["loss_error"]}
         self.values |= {"used_examples": n, "parameters": subject.size, "constant": float(_risk(self.y))}
         self.notes = (
             *subject.notes,
-            f"on {n} of {subject.available or 'unknown'} examples: {n // 2} for the spectrum, the others to test it",
+            f"on {n} of {subject.available or 'unknown'} examples, {n - n // 3} of them for the spectrum",
             f"products on a few examples differ from the kernel by {gap:.0e}",
         )
 
@@ -196,7 +198,7 @@ class _Run:
         return np.array([risk.test for risk in risks])
 
     def regressions(self, theta: Tensor) -> Iterator[Reading]:
-        """Regressions on random choices of the other half."""
+        """Regressions on random choices of the other examples."""
         found = list[list[float]]()
         for trial in range(self.probe.trials):
             order = self.rest[
