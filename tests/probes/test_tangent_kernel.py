@@ -36,7 +36,6 @@ def test_alignments_have_their_known_values() -> None:
     assert numbers.alignment(eye, one_hot) == pytest.approx(math.sqrt(10 / 100))
     less = one_hot - one_hot.mean(0)
     assert numbers.alignment(numbers.centred(eye), less) == pytest.approx(math.sqrt(9 / 99))
-    assert numbers.identity_alignment(one_hot, True) == pytest.approx(math.sqrt(10 / 100))
 
 
 def test_a_power_law_is_found_by_sub_samples() -> None:

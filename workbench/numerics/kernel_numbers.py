@@ -43,15 +43,6 @@ def alignment(kernel: Tensor, targets: Tensor) -> float:
     return cross / scale if scale > 0 else math.nan
 
 
-def identity_alignment(targets: Tensor, together: bool) -> float:
-    """What K = I has: no kernel that knows nothing of the targets lies much below."""
-    n, outputs = targets.shape
-    whole = targets.square().sum()
-    if together:
-        return float(whole / (torch.linalg.matrix_norm(targets.T @ targets) * n**0.5)) if whole > 0 else math.nan
-    return 1 / math.sqrt(n * outputs)
-
-
 @dataclass(frozen=True)
 class Numbers:
     """What all examples together say: entropy rank, and alignments with targets, centred and not."""

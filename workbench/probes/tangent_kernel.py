@@ -16,6 +16,7 @@ from torch import Tensor
 from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, fitting
 from workbench.fingerprint import digest
 from workbench.numerics import kernel_numbers as numbers
+from workbench.numerics.kernel_pairs import blank_alignment
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.operator import Operator
 from workbench.numerics.sampling import Draw
@@ -282,7 +283,7 @@ class _Run:
             aim = aim if theta.shape[1] == 1 else aim.reshape(size, 1)
             self.values["target_power"] = self.padded(torch.from_numpy(numbers.power(leading, aim)))
             together = theta.shape[1] == 1
-            self.values["alignment_identity"] = numbers.identity_alignment(y - y.mean(0), together)
+            self.values["alignment_identity"] = blank_alignment(y, together)[0]
 
     def padded(self, values: Tensor) -> np.ndarray:
         """``top`` numbers, nan where there are fewer."""
