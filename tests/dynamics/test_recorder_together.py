@@ -21,7 +21,7 @@ from workbench.dynamics.lock import LOCK
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 TOGETHER = """
-import sys, torch, torch.distributed as dist, warnings
+import os, sys, torch, torch.distributed as dist, warnings
 import workbench as wb
 from torch import nn
 from workbench.dynamics import gauges
@@ -55,7 +55,12 @@ for recorded in (False, True):
     torch.save(norm, f"{folder}/norm-{rank}-{recorded}.pt")
 assert rec.count == 6
 rec.__exit__(None, None, None)
+dist.barrier()
 dist.destroy_process_group()
+# Gloo's worker threads sometimes abort the process while the interpreter is taken down (SIGABRT, "terminate called
+# without an active exception"), when everything is done; all that is tested here lies before this line.
+sys.stderr.flush()
+os._exit(0)
 """
 
 
