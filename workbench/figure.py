@@ -50,6 +50,11 @@ def fitting(label: str, scale: Scale, *values: ArrayLike) -> Axis:
     return Axis(label, "symlog" if scale == "log" and (seen <= 0).any() else scale)
 
 
+def step_axis() -> Axis:
+    """Training steps: logarithmic, so that the first ones can be told apart, and linear below one, as 0 is a step."""
+    return Axis("step", "symlog", threshold=1.0)
+
+
 def symlog_threshold(values: ArrayLike) -> float:
     """Where a symmetric logarithm turns linear on its own: the power of ten at or below the smallest value's size.
 

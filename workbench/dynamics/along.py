@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role
+from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable, drive
@@ -202,11 +202,7 @@ class Along(Probe[Trajectory]):
         marks += [Points(x[rough], y[rough], label="not converged", role="unconverged")] if rough.any() else []
         unit = next((v.units for v in self.probe.variables if v.name == name), "")
         axis = Axis(name.replace("_", " "), _scale(y, y - np.nan_to_num(error)), unit)
-        return Panel(tuple(marks), _steps(), axis)
-
-
-def _steps() -> Axis:
-    return Axis("step", "symlog", threshold=1.0)
+        return Panel(tuple(marks), step_axis(), axis)
 
 
 def _scale(values: NDArray[np.float64], low: NDArray[np.float64]) -> Literal["linear", "log"]:
@@ -223,7 +219,7 @@ def _training_panel(data: xr.Dataset) -> tuple[Panel, ...]:
         Line(data["step"].values, y, name.replace("_", " "), role)
         for (name, y), role in zip(curves, _ROLES, strict=False)
     )
-    return (Panel(marks, _steps(), Axis("recorded during training")),)
+    return (Panel(marks, step_axis(), Axis("recorded during training")),)
 
 
 def _order(count: int) -> Iterator[int]:

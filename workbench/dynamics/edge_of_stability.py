@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, fitting
+from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, fitting, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.crossings import Crossing, known, sustained
 from workbench.numerics.sampling import Draw
@@ -147,7 +147,7 @@ class EdgeOfStability(Probe[Trajectory]):
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Eigenvalues over steps with the threshold, and the loss below them."""
-        x, threshold = Axis("step", "symlog", threshold=1.0), data.stability_threshold.values
+        x, threshold = step_axis(), data.stability_threshold.values
         marks = _eigenvalues(data)
         if np.isfinite(threshold).any():
             marks.append(Line(*known(data["step"].values, threshold), "stability threshold", "reference"))

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Rule
+from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Rule, step_axis
 from workbench.numerics.crossings import CONFIRM, Crossing, below_geometric_mean, known, ratio, sustained
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
@@ -132,7 +132,7 @@ class Grokking(Probe[Any]):
                 marks.append(Line(at, values, "" if i else self._score(name), role))
         steps = (float(data[name]) for name in ("step_memorise", "step_generalise"))
         marks += [Rule(step, "x") for step in steps if np.isfinite(step)]
-        return Figure((Panel(tuple(marks), _steps(), Axis("score")), _norm_panel(data)), title=_title(data))
+        return Figure((Panel(tuple(marks), step_axis(), Axis("score")), _norm_panel(data)), title=_title(data))
 
     def _score(self, name: Literal["train", "test"]) -> str:
         return (self.train if name == "train" else self.test).replace("_", " ")
@@ -161,10 +161,6 @@ def _members(subject: Trajectory | Runs) -> dict[str, Trajectory]:
     return members
 
 
-def _steps() -> Axis:
-    return Axis("step", "symlog", threshold=1.0)
-
-
 def _title(data: xr.Dataset) -> str:
     value, error = float(data.delay_ratio), float(data.delay_ratio_error)
     return f"delay ratio {value:.3g} ± {error:.2g}" if np.isfinite(value) else "delay ratio unknown"
@@ -175,7 +171,7 @@ def _norm_panel(data: xr.Dataset) -> Panel:
     for i in range(data.sizes["run"]):
         at, values = known(data["checkpoint"].values, data.weight_norm.values[i])
         marks.append(Points(at, values) if len(at) == 1 else Line(at, values))
-    return Panel(tuple(marks), _steps(), Axis("weight norm"))
+    return Panel(tuple(marks), step_axis(), Axis("weight norm"))
 
 
 class _Found:

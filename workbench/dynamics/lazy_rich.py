@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule
+from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule, step_axis
 from workbench.numerics.crossings import Crossing, sustained
 from workbench.numerics.kernel_pairs import (
     Estimate,
@@ -181,7 +181,7 @@ class LazyRich(Probe[Trajectory]):
             (_lines(data, "velocity"), "S per step"),
             (_lines(data, "train_loss"), "train loss"),
         )
-        return Figure(tuple(Panel(tuple(m), _steps(), Axis(words)) for m, words in panels))
+        return Figure(tuple(Panel(tuple(m), step_axis(), Axis(words)) for m, words in panels))
 
     def estimate(self, subject: Trajectory) -> Cost:
         """Three kernels in float64, what one keeps of layers, and what gap and features take."""
@@ -201,10 +201,6 @@ def _gap() -> LinearisedGap:
 
 def _features() -> RepresentationAlignment:
     return RepresentationAlignment(shuffles=0)
-
-
-def _steps() -> Axis:
-    return Axis("step", "symlog", threshold=1.0)
 
 
 def _lines(data: xr.Dataset, name: str, label: str = "", role: int = 0) -> list[AnyMark]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.dynamics.refit import Refit, TargetKind
 from workbench.dynamics.tasks import by_task, members_of
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Scale, fitting
+from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Scale, fitting, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
@@ -376,7 +376,7 @@ def _panel(
         x, y = data["checkpoint"].values[there], curve.values[i][there]
         marks.append(Line(x, y, str(run) if key else "", role))
         marks.append(Points(x, y, None if error is None else error.values[i][there], role=role))
-    return Panel(tuple(marks), Axis("step", "symlog", threshold=1.0), fitting(label, scale, curve.values))
+    return Panel(tuple(marks), step_axis(), fitting(label, scale, curve.values))
 
 
 def _task_panel(data: xr.Dataset, score: str) -> Panel:

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.dynamics.labels import trajectories
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule
+from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule, step_axis
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.probes.kernel_distance import KernelDistance
@@ -108,10 +108,10 @@ class WidthTransfer(Probe[Runs]):
     def figure(self, data: xr.Dataset) -> Figure:
         """Sharpness over steps, one line a width, and kernel distances beside it."""
         words = "η λ₁" if self.scaled == "rates" else "λ₁"
-        first = Panel((*_lines(data, "sharpness"), *_bound(data, self.scaled)), _steps(), Axis(words))
+        first = Panel((*_lines(data, "sharpness"), *_bound(data, self.scaled)), step_axis(), Axis(words))
         if not self.kernel:
             return Figure((first,))
-        return Figure((first, Panel(_lines(data, "kernel_distance"), _steps(), Axis("kernel distance"))))
+        return Figure((first, Panel(_lines(data, "kernel_distance"), step_axis(), Axis("kernel distance"))))
 
     def estimate(self, subject: Runs) -> Cost:
         """The widest run's eigenvalue and kernel, one at a time."""
@@ -235,7 +235,3 @@ def _bound(data: xr.Dataset, scaled: str) -> tuple[Rule, ...]:
     """The stability threshold, where it is in sight."""
     highest = np.nanmax(data.sharpness.values, initial=-math.inf)
     return (Rule(STABLE, label="2"),) if scaled == "rates" and highest > STABLE / 3 else ()
-
-
-def _steps() -> Axis:
-    return Axis("step", "symlog", threshold=1.0)

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, fitting
+from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, fitting, step_axis
 from workbench.landscape.directions import mover
 from workbench.landscape.grid import coarse_to_fine, levels
 from workbench.landscape.kinds import recorded
@@ -171,7 +171,7 @@ class TrajectoryView(Probe[Trajectory]):
         for name, label, role in kinds:
             y, e = data[f"{name}_loss"].values[known], data[f"{name}_loss_error"].values[known]
             marks += [Band(x, y - e, y + e, role=role), Line(x, y, label, role)]
-        return Panel(tuple(marks), _steps(), self._upright(data))
+        return Panel(tuple(marks), step_axis(), self._upright(data))
 
     def _upright(self, data: xr.Dataset) -> Axis:
         return fitting("loss", self.scale, data.path_loss.values, data.plane_loss.values)
@@ -185,17 +185,13 @@ class TrajectoryView(Probe[Trajectory]):
         return Cost(size, passes, f"{passes} forward passes over {one.examples} examples, {count} checkpoints read")
 
 
-def _steps() -> Axis:
-    return Axis("step", "symlog", threshold=1.0)
-
-
 def _distances(data: xr.Dataset) -> Panel:
     x = data["step"].values
     marks = (
         Line(x, data.path_reach.values, "from the origin"),
         Line(x, data.path_distance.values, "from the plane", "second"),
     )
-    return Panel(marks, _steps(), Axis("distance"))
+    return Panel(marks, step_axis(), Axis("distance"))
 
 
 class _Some(Sequence[Tensor]):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.data import Batch
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, fitting
+from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, fitting, step_axis
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.sampling import Draw
 from workbench.operators.gauss_newton import GaussNewton
@@ -115,7 +115,7 @@ class LinearisedTraining(Probe[Subject]):
         panels += [_curves(data, "held_out_loss", "loss, held out")] if held else []
         step, gap, error = data["step"].values, data.gap.values, data.gap_error.values
         marks = (Line(step, gap), Points(step, gap, error))
-        return Figure((*panels, Panel(marks, _steps(), Axis("‖f - f_lin‖² / ‖f - f₀‖²"))))
+        return Figure((*panels, Panel(marks, step_axis(), Axis("‖f - f_lin‖² / ‖f - f₀‖²"))))
 
     def estimate(self, subject: Subject) -> Cost:
         """A twice differentiable graph of a batch, both models' weights, and their outputs' sums."""
@@ -261,8 +261,4 @@ def _curves(data: xr.Dataset, name: str, words: str) -> Panel:
         one = data.sel(model=model)
         marks.append(Line(data["step"].values, one[name].values, model, role))
         marks.append(Points(data["step"].values, one[name].values, one[f"{name}_error"].values, role=role))
-    return Panel(tuple(marks), _steps(), fitting(words, "log", data[name].values))
-
-
-def _steps() -> Axis:
-    return Axis("step", "symlog", threshold=1.0)
+    return Panel(tuple(marks), step_axis(), fitting(words, "log", data[name].values))
