@@ -316,6 +316,49 @@ def test_nan_is_recorded_and_training_and_gauges_go_on(tmp_path: Path) -> None:
     assert table["noise_scale"].notna().loc[2] == table["noise_scale"].notna().loc[6]
 
 
+class Idle(nn.Module):
+    """Half of it takes no part: its weights and its gradients are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(2, 3).double(), nn.Linear(2, 3, bias=False).double()
+        nn.init.zeros_(self.idle.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x) + 0 * self.idle(x)
+
+
+def test_tensors_that_are_zero_blind_no_gauge(tmp_path: Path) -> None:
+    model = Idle()
+    both = []
+    for part in (model, model.used):
+        optimizer = torch.optim.SGD(part.parameters(), lr=0.1)
+        each = [gauges.GradientNorm(1), gauges.Updates(1), gauges.EffectiveRate(1)]
+        torch.manual_seed(0), nn.init.normal_(model.used.weight), nn.init.zeros_(model.used.bias)
+        with wb.Recorder(tmp_path / type(part).__name__, part, optimizer, gauges=each) as rec:
+            for _ in range(3):
+                optimizer.zero_grad()
+                functional.cross_entropy(part(DATA[0]), DATA[1]).backward()
+                optimizer.step()
+                rec.step()
+        both.append(wb.Trajectory.open(tmp_path / type(part).__name__).scalars)
+    for name in ("gradient_spike", "angular_update", "radial_update", "tangential_update", "effective_rate"):
+        assert both[0][name].iloc[2:].tolist() == pytest.approx(both[1][name].iloc[2:].tolist()), name
+        assert np.isfinite(both[0][name].iloc[2:]).all(), name
+
+
+def test_units_that_are_not_finite_are_not_counted_as_alive(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    given = {"data": DATA, "loss": "cross_entropy", "gauges": [gauges.DormantUnits(1)]}
+    with wb.Recorder(tmp_path, model, **given) as rec:
+        for value in (1.0, math.nan, math.inf):
+            model[0].weight.data[0, 0] = value
+            rec.step()
+    table = wb.Trajectory.open(tmp_path).scalars
+    for name in ("dormant_units", "dead_units"):
+        assert table[name].notna().tolist() == [False, True, False, False], name
+
+
 class Broken(gauges.Gauge):
     """A gauge that fails at its second reading, with a hook still on a parameter."""
 

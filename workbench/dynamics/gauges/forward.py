@@ -217,7 +217,8 @@ class DormantUnits(Gauge):
 
     A unit is dormant when its mean |h| over the examples is at most ``threshold`` times the mean over its layer's
     units, and dead when h is zero on every example. Units are what comes out of non-linearities (as modules or as
-    functions): channels of images, averaged over places, else the last dimension. For saturating ones (tanh, sigmoid)
+    functions): channels of images, averaged over places, else the last dimension. nan where one is not finite. For
+    saturating ones (tanh, sigmoid)
     neither says that a unit is stuck. Source: Sokar et al. 2023 (ReDo); Dohare et al. 2024.
 
     Args:
@@ -264,4 +265,7 @@ class _DormantMeter(Meter):
         count = sum(layer.numel() for layer in layers)
         dormant = sum((layer <= self.gauge.threshold * layer.mean()).sum() for layer in layers)
         dead = sum((layer == 0).sum() for layer in layers)
-        return {"dormant_units": torch.as_tensor(dormant) / count, "dead_units": torch.as_tensor(dead) / count}
+        # Every comparison with nan is false, so that a unit that is not finite would count as alive.
+        known = torch.stack([torch.isfinite(layer).all() for layer in layers]).all()
+        shares = {"dormant_units": torch.as_tensor(dormant) / count, "dead_units": torch.as_tensor(dead) / count}
+        return {name: torch.where(known, share, torch.nan) for name, share in shares.items()}

@@ -19,13 +19,20 @@ def _each(prefix: str, names: Sequence[str], values: Tensor, globs: tuple[str, .
     return {f"{prefix}/{names[i]}": values[i] for i in chosen(names, globs)}
 
 
+def _mean(values: Tensor, sizes: Tensor) -> Tensor:
+    """Mean over tensors that are not zero; nan over none."""
+    there = sizes != 0
+    return torch.where(there, values, 0.0).sum() / there.sum()
+
+
 @dataclass(frozen=True)
 class GradientNorm(Gauge):
     """‖g‖ of the gradient that the optimizer gets, and how far one tensor's gradient stands above its own past.
 
     ``gradient_norm`` is the Euclidean norm over all parameters. ``gradient_spike`` is the largest, over tensors, of
-    ‖g_t‖ over the running mean of the earlier readings (decay 0.99, bias removed); nan at the first reading. What is
-    called a spike is the reader's choice: 50 is one in use (Huang et al. 2025, SPAM, for single coordinates).
+    ‖g_t‖ over the running mean of the earlier readings (decay 0.99, bias removed); nan at the first reading. A tensor
+    whose gradients were all zero so far has no past to stand above, and is left out. What is called a spike is the
+    reader's choice: 50 is one in use (Huang et al. 2025, SPAM, for single coordinates).
 
     Gradients are read when the optimizer has stepped: after clipping, where the loop clips (record what
     ``clip_grad_norm_`` returns as a scalar of your own to see the norm before), after unscaling, reduced over
@@ -75,7 +82,9 @@ class _GradientMeter(Meter):
         key = "\n".join(names)
         mean, count = self.mean.get(key, torch.zeros_like(values)), self.count.get(key, 0)
         weight = 1 - _DECAY**count
-        ratio = (values / (mean / weight)).nan_to_num(nan=torch.nan).max() if count else values.new_tensor(torch.nan)
+        past = mean > 0
+        ratio = torch.where(past, values * weight / mean, -torch.inf).max() if count else values.new_tensor(torch.nan)
+        ratio = torch.where(past.any(), ratio, torch.nan)
         # What is not finite is left out of the mean, so that one bad step does not blind the gauge for good.
         self.mean[key] = torch.where(torch.isfinite(values), _DECAY * mean + (1 - _DECAY) * values, mean)
         self.count[key] = count + 1
@@ -154,8 +163,9 @@ class Updates(Gauge):
     ``update_norm`` is ‖Δ‖ and ``update_ratio`` ‖Δ‖ / ‖θ‖ over all parameters. For each tensor w of two or more
     dimensions Δ is split into the part along w, which changes its norm, and the part across, which turns it:
     ``radial_update`` = ⟨Δ, w⟩ / ‖w‖², ``tangential_update`` = ‖Δ⊥‖ / ‖w‖ and ``angular_update`` = the angle in
-    radians between w and w', all averaged over these tensors. For weights whose scale does not matter (those before a
-    normalisation) the angle is the effective step: with weight decay λ it settles near √(2ηλ) under SGD.
+    radians between w and w', all averaged over these tensors (without those that were zero before the step, which have
+    no direction). For weights whose scale does not matter (those before a normalisation) the angle is the effective
+    step: with weight decay λ it settles near √(2ηλ) under SGD.
 
     Weight decay, momentum and whatever the loop does to the weights before ``recorder.step`` are part of Δ.
     Source: van Laarhoven 2017; Kosson et al. 2024.
@@ -210,7 +220,7 @@ class _UpdateMeter(Meter):
         across = (steps**2 - along**2).clamp(min=0).sqrt()
         angle = torch.atan2(across, sizes + along)
         means = {"radial_update": along / sizes, "tangential_update": across / sizes, "angular_update": angle}
-        said = {name: values.mean() for name, values in means.items()}
+        said = {name: _mean(values, sizes) for name, values in means.items()}
         return said | _each("angular_update", names, angle, self.gauge.tensors)
 
 
@@ -220,7 +230,8 @@ class EffectiveRate(Gauge):
 
     ``learning_rate`` is that of the first group, ``effective_rate`` the mean over weight tensors (two or more
     dimensions) of η / ‖w‖² under SGD and η / ‖w‖ under optimizers whose updates do not scale with the gradient (Adam
-    and the like). It means something only for weights before a normalisation; choose those with ``tensors``.
+    and the like). It means something only for weights before a normalisation; choose those with ``tensors``. Tensors
+    that are zero are left out.
     Source: van Laarhoven 2017; Lyle et al. 2024.
 
     Args:
@@ -261,4 +272,4 @@ class _RateMeter(Meter):
         sizes = norms([p for p, _ in held.values()])
         rates = torch.tensor([rate for _, rate in held.values()], dtype=torch.float64).to(sizes.device)
         first = float(self.optimizer.param_groups[0]["lr"])
-        return {"learning_rate": first, "effective_rate": (rates / sizes**self.power).mean()}
+        return {"learning_rate": first, "effective_rate": _mean(rates / sizes**self.power, sizes)}
