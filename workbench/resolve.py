@@ -49,7 +49,7 @@ def folder(package: str) -> tuple[Any, Any]:
         return {cls.__name__: cls for cls in probes_in(package)}
 
     def get(name: str) -> Any:
-        if name.startswith("_"):
+        if not name[:1].isupper():  # `from workbench.dynamics import described` asks here before it imports that file
             raise AttributeError(name)
         try:
             return found()[name]

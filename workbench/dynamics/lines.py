@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ class Lines:
     """Appends lines to ``scalars.jsonl``, each in one system call: a kill leaves it whole, or cut short at the end."""
 
     def __init__(self) -> None:
-        self._path, self._file = Path(), None
+        self._path, self._file, self._size = Path(), None, 0
 
     @property
     def open(self) -> bool:
@@ -26,13 +25,15 @@ class Lines:
         self._path = path
         self._file: Any = path.open("ab", buffering=0)
         self._file.truncate(whole)
+        self._size = whole
 
     def write(self, line: Line) -> None:
         """Append a line, or nothing of it; ``OSError`` when the disk is full."""
-        size, content = self._file.seek(0, os.SEEK_END), line.to_bytes()
+        content = line.to_bytes()
         if self._file.write(content) < len(content):
-            self._file.truncate(size)
+            self._file.truncate(self._size)
             raise record.full(self._path)
+        self._size += len(content)
 
     def close(self) -> None:
         """Write no more."""

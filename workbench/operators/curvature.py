@@ -26,6 +26,7 @@ TRIED = 32
 SHARE = 0.5
 """The share of free memory that kept graphs may take; the rest is for Krylov bases and for the user's training."""
 _measured: WeakKeyDictionary[Subject, dict[type, float]] = WeakKeyDictionary()
+_first: WeakKeyDictionary[Subject, dict[type, int]] = WeakKeyDictionary()
 
 
 class Graph(Protocol):
@@ -145,11 +146,18 @@ class Curvature(Operator):
 
     def _keep(self, graph: Graph, number: int) -> None:
         if number == 1:
-            self.graph_bytes = held_bytes(graph.roots(), self.leaves.values())
+            self.graph_bytes = self._first_bytes(graph)
             if self._room is None:
                 self._room = SHARE * self.subject.available_memory() / max(self.graph_bytes, 1)
         if self._room and number <= self._room and number == len(self._kept) + 1:
             self._kept.append(graph)
+
+    def _first_bytes(self, graph: Graph) -> int:
+        """Bytes that the first chunk's graph holds: measured once a subject, as the weights do not change it."""
+        known = _first.setdefault(self.subject, {})
+        if type(self) not in known:
+            known[type(self)] = held_bytes(graph.roots(), self.leaves.values())
+        return known[type(self)]
 
     def expected_bytes(self) -> tuple[int, int]:
         """What the kept graphs will hold, and what a product takes on top: 1.3 times a chunk's graph.

@@ -207,21 +207,19 @@ class _UpdateMeter(Meter):
         total = torch.linalg.vector_norm(steps)
         said = {"update_norm": total, "update_ratio": total / torch.linalg.vector_norm(sizes)}
         flat = [i for i, n in enumerate(names) if old[n].ndim > 1]
-        return said | self._split([names[i] for i in flat], [moved[i] for i in flat], [before[i] for i in flat])
+        if not flat:
+            return said
+        along = torch.stack([(moved[i] * before[i]).sum(dtype=torch.float64).to(sizes.device) for i in flat])
+        return said | self._split([names[i] for i in flat], steps[flat], sizes[flat], along)
 
-    def _split(self, names: list[str], moved: list[Tensor], before: list[Tensor]) -> dict[str, Tensor]:
-        if not names:
-            return {}
-        steps, sizes = norms(moved), norms(before)
-        along = torch.stack(
-            [(d * w).sum(dtype=torch.float64).to(sizes.device) for d, w in zip(moved, before, strict=True)]
-        )
+    def _split(self, names: list[str], steps: Tensor, sizes: Tensor, along: Tensor) -> dict[str, Tensor]:
+        """Of tensors of these sizes, the part of their steps along them (k,), given as ⟨Δ, w⟩, and that across."""
         along = along / sizes
         across = (steps**2 - along**2).clamp(min=0).sqrt()
-        angle = torch.atan2(across, sizes + along)
-        means = {"radial_update": along / sizes, "tangential_update": across / sizes, "angular_update": angle}
-        said = {name: _mean(values, sizes) for name, values in means.items()}
-        return said | _each("angular_update", names, angle, self.gauge.tensors)
+        parts = torch.stack([along / sizes, across / sizes, torch.atan2(across, sizes + along)])
+        means = [_mean(part, sizes) for part in parts]
+        said = dict(zip(("radial_update", "tangential_update", "angular_update"), means, strict=True))
+        return said | _each("angular_update", names, parts[2], self.gauge.tensors)
 
 
 @dataclass(frozen=True)
