@@ -26,7 +26,8 @@ from workbench.numerics.kernel_pairs import (
 from workbench.numerics.sampling import Draw
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
-from workbench.operators.tangent_named import OUTPUTS, Outputs, at_once, blocks, named, naming, rounding
+from workbench.operators.tangent_kernel import at_once
+from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, named, naming, rounding
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.probes.displacement import Displacement
 from workbench.probes.linearised_gap import LinearisedGap

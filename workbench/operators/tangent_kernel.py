@@ -89,15 +89,15 @@ class TangentKernel(Operator):
 
     def full(self, other: TangentKernel | None = None) -> Tensor:
         """All blocks, (n, C, m, C), with the examples of ``other`` (None: the same) on the right."""
-        return _last(self.steps("full", other))
+        return at_once(self.steps("full", other))
 
     def trace(self, other: TangentKernel | None = None) -> Tensor:
         """(1/C) Σ_c J_c J_cᵀ, (n, m): the class-trace kernel. C times cheaper than the full one, and as exact."""
-        return _last(self.steps("trace", other))
+        return at_once(self.steps("trace", other))
 
     def each(self, other: TangentKernel | None = None) -> Tensor:
         """J_c J_cᵀ for every output, (C, n, m)."""
-        return _last(self.steps("each", other))
+        return at_once(self.steps("each", other))
 
     def steps(self, form: Form = "full", other: TangentKernel | None = None) -> Steps:
         """The kernel as the generator's value; yields the share of work done, often enough to be stopped.
@@ -337,8 +337,8 @@ def _chosen(outputs: Sequence[int] | None, available: int) -> tuple[int, ...]:
     return found
 
 
-def _last(steps: Steps) -> Tensor:
-    """The value of a generator that is run to its end."""
+def at_once(steps: Steps) -> Tensor:
+    """What a generator of steps returns, without a look on the way."""
     while True:
         try:
             next(steps)

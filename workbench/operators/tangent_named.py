@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from workbench.fingerprint import digest
-from workbench.operators.tangent_kernel import TangentKernel
+from workbench.operators.tangent_kernel import Steps, TangentKernel
 from workbench.probe import Reading
 from workbench.subject import Subject
 
@@ -23,9 +23,7 @@ OUTPUTS = {
 """What the two forms are called in settings."""
 
 
-def blocks(
-    kernel: TangentKernel, outputs: Outputs, other: TangentKernel | None = None
-) -> Generator[float, None, Tensor]:
+def blocks(kernel: TangentKernel, outputs: Outputs, other: TangentKernel | None = None) -> Steps:
     """Θ as (n, C, m, C) in float64, C = 1 for the class-trace kernel; yields the share of the work that is done.
 
     Raises:
@@ -40,13 +38,14 @@ def blocks(
     return (found[:, None, :, None] if outputs == "trace" else found).double()
 
 
-def at_once(steps: Generator[float, None, Tensor]) -> Tensor:
-    """What a generator of steps returns, without a look on the way."""
+def reported(steps: Steps, report: Callable[[float], Reading]) -> Generator[Reading, None, Tensor]:
+    """A probe's readings while a kernel is formed: ``report`` of the share that is done, and at last the kernel."""
     while True:
         try:
-            next(steps)
+            share = next(steps)
         except StopIteration as end:
             return end.value
+        yield report(share)
 
 
 def doubled(subject: Subject) -> Subject:

@@ -19,7 +19,7 @@ from workbench.numerics.sampling import Draw
 from workbench.numerics.similarity import jackknife_error
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
-from workbench.operators.tangent_named import blocks, doubled, named, naming
+from workbench.operators.tangent_named import blocks, doubled, named, naming, reported
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
 from workbench.subject import Subject
@@ -175,13 +175,8 @@ class _Run:
 
     def formed(self) -> Generator[Reading, None, Tensor]:
         """The kernel (n, n), with readings on the way."""
-        steps = blocks(self.kernel, "trace")
-        while True:
-            try:
-                share = next(steps)
-            except StopIteration as end:
-                return end.value[:, 0, :, 0]
-            yield self.report(0.01 + 0.48 * share)
+        theta = yield from reported(blocks(self.kernel, "trace"), lambda share: self.report(0.01 + 0.48 * share))
+        return theta[:, 0, :, 0]
 
     def predict(self, theta: Tensor, block: Tensor, modes: bool = False) -> Floats:
         """The predicted curve from a block's eigenvalues; ``modes``: and what they are."""

@@ -14,7 +14,8 @@ from workbench.numerics.kernel_pairs import kernel_distances
 from workbench.numerics.sampling import Draw
 from workbench.operators.tangent_examples import picked
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
-from workbench.operators.tangent_named import OUTPUTS, Outputs, at_once, blocks, named, naming, rounding
+from workbench.operators.tangent_kernel import at_once
+from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, named, naming, reported, rounding
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.several import Pair
@@ -144,12 +145,7 @@ class _Run:
     def formed(self, which: int) -> Generator[Reading, None, Tensor]:
         """One kernel, with readings on the way."""
         steps = blocks(self.kernels[which], self.probe.outputs)
-        while True:
-            try:
-                share = next(steps)
-            except StopIteration as end:
-                return end.value
-            yield self.report(0.03 + 0.47 * (which + share))
+        return reported(steps, lambda share: self.report(0.03 + 0.47 * (which + share)))
 
     def found(self, done: float, first: Tensor, second: Tensor) -> Reading:
         """The numbers of two kernels."""

@@ -18,7 +18,7 @@ from workbench.numerics.ridge import Scores
 from workbench.numerics.sampling import Draw
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
-from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, doubled, named, naming
+from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, doubled, named, naming, reported
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.subject import Subject
@@ -232,13 +232,7 @@ class _Run:
 
     def formed(self, kernel: Kernel, other: Kernel | None, begin: float) -> Generator[Reading, None, Tensor]:
         """A kernel, with readings on the way."""
-        steps = blocks(kernel, self.probe.outputs, other)
-        while True:
-            try:
-                share = next(steps)
-            except StopIteration as end:
-                return end.value
-            yield self.report(begin + 0.4 * share)
+        return reported(blocks(kernel, self.probe.outputs, other), lambda share: self.report(begin + 0.4 * share))
 
     def report(self, done: float) -> Reading:
         """The reading of now, which names its kernel."""

@@ -18,7 +18,8 @@ from workbench.numerics.sampling import Draw
 from workbench.numerics.similarity import jackknife_error
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
-from workbench.operators.tangent_named import OUTPUTS, Outputs, at_once, blocks, named, naming, rounding
+from workbench.operators.tangent_kernel import at_once
+from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, named, naming, reported, rounding
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.subject import Subject
@@ -170,13 +171,7 @@ class _Run:
 
     def formed(self) -> Generator[Reading, None, Tensor]:
         """The kernel, with readings on the way."""
-        steps = blocks(self.kernel, self.probe.outputs)
-        while True:
-            try:
-                share = next(steps)
-            except StopIteration as end:
-                return end.value
-            yield self.report(0.03 + 0.5 * share)
+        return reported(blocks(self.kernel, self.probe.outputs), lambda share: self.report(0.03 + 0.5 * share))
 
     def align(self, theta: Tensor, y: Tensor) -> None:
         """All numbers of a kernel (n, C, n, C) and its targets but the curve's errors."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, fitting
-from workbench.fingerprint import digest
 from workbench.numerics import kernel_numbers as numbers
 from workbench.numerics.kernel_pairs import blank_alignment
 from workbench.numerics.krylov import lanczos
@@ -22,6 +20,8 @@ from workbench.numerics.operator import Operator
 from workbench.numerics.sampling import Draw
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
+from workbench.operators.tangent_kernel import at_once
+from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, named, naming, reported
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.subject import Subject
@@ -71,11 +71,7 @@ class TangentKernel(Probe[Subject]):
     examples: Annotated[
         int, Range(2, 100_000, step=1, log=True, soft=(16, 1024)), Doc("Examples, of each class equally many.")
     ] = 128
-    outputs: Annotated[
-        Literal["full", "trace"],
-        Choice({"full": "all outputs: C x C blocks", "trace": "the mean over outputs: one number a pair of examples"}),
-        Doc("Which kernel."),
-    ] = "full"
+    outputs: Annotated[Outputs, Choice(OUTPUTS), Doc("Which kernel.")] = "full"
     centred: Annotated[bool, Doc("Whether eigenvalues are those of the kernel centred over examples.")] = False
     top: Annotated[int, Range(1, 1000, step=1, soft=(1, 100)), Doc("How many of the largest eigenvalues.")] = 20
     solver: Annotated[
@@ -189,12 +185,7 @@ class _Run:
         )
         if self.targets is None:
             self.notes += ("the targets are not of the outputs' shape: no alignment",)
-        self.named = {
-            "parameters of the kernel": list(self.kernel.leaves),
-            "number of outputs": self.kernel.outputs,
-            "kernel": f"{self.probe.outputs}, {'centred' if self.probe.centred else 'not centred'}",
-            "examples of the kernel": digest(self.subject.data_digest),
-        }
+        self.named = named(self.kernel, f"{self.probe.outputs}, {'centred' if self.probe.centred else 'not centred'}")
 
     @property
     def side(self) -> int:
@@ -213,7 +204,7 @@ class _Run:
             notes=self.notes,
             sizes={"row": keep, "column": keep},
         )
-        return replace(made, data=made.data.assign_attrs(kernel=json.dumps(self.named)))
+        return naming(made, self.named)
 
     # --- the kernel itself ------------------------------------------------------------------------------------------
 
@@ -224,43 +215,16 @@ class _Run:
             few = list(range(min(GLANCE, n // 2)))
             glance = self.subject.selected(few)
             part = None if self.targets is None else self.targets[few]
-            self.measure(self.double(Kernel(glance).steps(self.probe.outputs)), part)
+            self.measure(at_once(blocks(Kernel(glance), self.probe.outputs)), part)
             yield self.report(0.02)
-        steps = self.kernel.steps(self.probe.outputs)
-        while True:
-            try:
-                share = next(steps)
-            except StopIteration as end:
-                theta = self.shaped(end.value)
-                break
-            yield self.report(0.02 + 0.5 * share)
+        steps = blocks(self.kernel, self.probe.outputs)
+        theta = yield from reported(steps, lambda share: self.report(0.02 + 0.5 * share))
         self.measure(theta, self.targets)
         if self.probe.keep:
             self.values["kernel"] = theta.reshape(self.side, self.side)
         yield self.report(0.6)
         yield from self.errors(theta)
         yield self.report(1.0, converged=True)
-
-    def double(self, steps: Any) -> Tensor:
-        """A small kernel at once."""
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return self.shaped(end.value)
-
-    def shaped(self, kernel: Tensor) -> Tensor:
-        """(n, C, n, C) in float64, C = 1 for the class-trace kernel.
-
-        Raises:
-            ArithmeticError: it is not finite.
-        """
-        if not bool(kernel.isfinite().all()):
-            raise ArithmeticError(
-                "the tangent kernel is not finite: outputs or their gradients are NaN or infinite on these examples. "
-                "Look at an earlier checkpoint, or at subject.outputs()."
-            )
-        return (kernel[:, None, :, None] if self.probe.outputs == "trace" else kernel).double()
 
     def measure(self, theta: Tensor, y: Tensor | None) -> None:
         """All numbers without errors."""
