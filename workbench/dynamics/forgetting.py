@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.dynamics.tasks import TaskRecord, joined_tasks, members_of, over_runs
+from workbench.dynamics.tasks import TaskRecord, each_and_mean, joined_tasks, members_of, over_runs
 from workbench.figure import Axis, Figure, Heat, Panel, Points
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
@@ -54,15 +54,7 @@ class Forgetting(Probe[Any]):
     looks_at: ClassVar[Look] = "trajectory"
     looks_also_at: ClassVar[tuple[Look, ...]] = ("runs",)
     variables: ClassVar[tuple[Variable, ...]] = (
-        *(
-            made
-            for name, words in MEASURES.items()
-            for made in (
-                Variable(name, (), words, error=f"{name}_error"),
-                Variable(f"{name}_error", (), "its standard error over runs"),
-                Variable(f"run_{name}", ("run",), words),
-            )
-        ),
+        *each_and_mean(MEASURES),
         Variable("after", ("run", "trained", "task"), "accuracy on a task after training another"),
         Variable("initial", ("run", "task"), "accuracy of the initial network"),
         Variable("task_forgetting", ("run", "task"), "loss of accuracy since the best moment before the last task"),
@@ -82,9 +74,7 @@ class Forgetting(Probe[Any]):
         each = [measures(r, b) for r, b in zip(after, initial, strict=True)]
         values: dict[str, Any] = {"after": after, "initial": initial}
         values["task_forgetting"] = [_since_best(r) for r in after]
-        for name in MEASURES:
-            values[f"run_{name}"] = np.array([one[name] for one in each])
-            values[name], values[f"{name}_error"] = over_runs(values[f"run_{name}"])
+        values |= over_runs({name: np.array([one[name] for one in each]) for name in MEASURES})
         coords = {"run": list(members), "trained": tasks, "task": tasks}
         notes = () if len(tasks) > 1 else ("one task only: nothing can be forgotten",)
         yield self.reading(1.0, values, coords=coords, converged=True, notes=notes)

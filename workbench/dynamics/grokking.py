@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workbench.dynamics.tasks import members_of
 from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Rule, step_axis
 from workbench.numerics.crossings import CONFIRM, Crossing, below_geometric_mean, known, ratio, sustained
 from workbench.numerics.sampling import Draw
@@ -107,7 +108,7 @@ class Grokking(Probe[Any]):
 
     def stream(self, subject: Trajectory | Runs, draw: Draw) -> Iterator[Reading]:
         """The curves and their crossings at once, then the norms checkpoint by checkpoint."""
-        found = _Found(self, _members(subject))
+        found = _Found(self, members_of(subject, self.name))
         total, pace = sum(len(m.steps) for m in found.members.values()), Pace()
         yield found.reading(1 / (total + 1), False)
         for seen, (run, path, step) in enumerate(found.places(), 2):
@@ -139,26 +140,11 @@ class Grokking(Probe[Any]):
 
     def estimate(self, subject: Trajectory | Runs) -> Cost:
         """One checkpoint at a time, and the curves of every run."""
-        members = _members(subject)
+        members = members_of(subject, self.name)
         path = next(iter(members.values()))
         one = sum(t.numel() * t.element_size() for t in path.weights(path.steps[0]).values())
         curves = 16 * len(members) * sum(len(m.source.lines()) for m in members.values())
         return Cost(2 * one + curves, None, f"each of {sum(len(m.steps) for m in members.values())} checkpoints once")
-
-
-def _members(subject: Trajectory | Runs) -> dict[str, Trajectory]:
-    """The trajectories by label.
-
-    Raises:
-        TypeError: runs that are no trajectories.
-    """
-    members = dict(subject.items()) if isinstance(subject, Runs) else {subject.label: subject}
-    for label, member in members.items():
-        if not isinstance(member, Trajectory):
-            raise TypeError(
-                f"Grokking reads recorded curves; {label!r} is a {type(member).__name__}. Give Runs of Trajectories."
-            )
-    return members
 
 
 def _title(data: xr.Dataset) -> str:

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.dynamics.tasks import TaskRecord, joined_tasks, members_of, over_runs
+from workbench.dynamics.tasks import TaskRecord, each_and_mean, joined_tasks, members_of, over_runs
 from workbench.figure import AnyMark, Axis, Bars, Figure, Line, Panel, Role, Rule
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
@@ -66,15 +66,7 @@ class StabilityGap(Probe[Any]):
     looks_at: ClassVar[Look] = "trajectory"
     looks_also_at: ClassVar[tuple[Look, ...]] = ("runs",)
     variables: ClassVar[tuple[Variable, ...]] = (
-        *(
-            made
-            for name, words in MEASURES.items()
-            for made in (
-                Variable(name, (), words, error=f"{name}_error"),
-                Variable(f"{name}_error", (), "its standard error over runs"),
-                Variable(f"run_{name}", ("run",), words),
-            )
-        ),
+        *each_and_mean(MEASURES),
         Variable("accuracy_on", ("run", "task", "step"), "recorded accuracy on each task"),
         Variable("min_accuracy_at", ("run", "step"), "min_accuracy until then"),
         Variable("worst_case_accuracy_at", ("run", "step"), "worst_case_accuracy until then"),
@@ -131,10 +123,7 @@ class StabilityGap(Probe[Any]):
             for word, sign in (("forgetting", 1), ("gain", -1)):
                 lost = [[largest_fall(sign * v, width) for _, v in record.accuracy] for record in records]
                 each[f"{word}_{name}"] = [float(np.mean(one)) for one in lost]
-        for name in MEASURES:
-            found[f"run_{name}"] = np.array(each[name])
-            found[name], found[f"{name}_error"] = over_runs(found[f"run_{name}"])
-        return found
+        return found | over_runs({name: np.array(each[name]) for name in MEASURES})
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """All numbers with their errors, and the module that drifted most."""

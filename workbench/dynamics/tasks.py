@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.numerics.crossings import known
+from workbench.probe import Variable
 from workbench.several import Runs
 from workbench.trajectory import Trajectory
 
@@ -131,7 +134,24 @@ def joined_tasks(records: list[TaskRecord]) -> list[int]:
     return list(first.tasks)
 
 
-def over_runs(values: Floats) -> tuple[float, float]:
-    """Mean over runs and its standard error; nan where a run is not known, and no error of a single run."""
+def each_and_mean(measures: Mapping[str, str]) -> Iterator[Variable]:
+    """For each name with its words: the mean over runs, its standard error, and what it is for every run."""
+    for name, words in measures.items():
+        yield Variable(name, (), words, error=f"{name}_error")
+        yield Variable(f"{name}_error", (), "its standard error over runs")
+        yield Variable(f"run_{name}", ("run",), words)
+
+
+def over_runs(measured: Mapping[str, Floats]) -> dict[str, Any]:
+    """The values of these variables, from what each run (runs,) gave for each name; nan where a run is not known."""
+    found: dict[str, Any] = {}
+    for name, values in measured.items():
+        found[f"run_{name}"] = values
+        found[name], found[f"{name}_error"] = _mean(values)
+    return found
+
+
+def _mean(values: Floats) -> tuple[float, float]:
+    """Mean over runs and its standard error; no error of a single run."""
     mean = float(np.mean(values)) if values.size else np.nan
     return mean, float(values.std(ddof=1) / values.size**0.5) if values.size > 1 else np.nan
