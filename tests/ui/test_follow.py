@@ -1,4 +1,4 @@
-"""A bench on a record that grows: what is new comes by itself, at the pace of the record, and stops with it."""
+"""A bench, or a page, on records that grow: what is new comes by itself, at their pace, and stops with them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from ui.test_session import until
 import workbench as wb
 from workbench.figure import Axis, Figure, Panel, Points
 from workbench.probe import Probe, Reading, Variable
+from workbench.several import Runs
+from workbench.ui.app import Page
 from workbench.ui.bench import Bench
 from workbench.ui.follow import Follower
 from workbench.ui.session import Session
@@ -50,10 +52,21 @@ class Curve(Level):
         yield self.reading(1.0, {"level": losses.values}, coords={"x": losses.index.values}, converged=True)
 
 
+@dataclass(frozen=True)
+class Counts(Level):
+    """How many losses each of several runs has recorded."""
+
+    looks_at: ClassVar[Any] = "runs"
+
+    def stream(self, subject: Any, draw: Any) -> Iterator[Reading]:
+        counts = [float(len(run.scalars["loss"].dropna())) for run in subject.values()]
+        yield self.reading(1.0, {"level": counts}, coords={"x": [0.0, 1.0]}, converged=True)
+
+
 @pytest.fixture(autouse=True)
 def own_toys(toys: dict[str, Any]) -> None:
     toys.clear()
-    toys.update(Level=Level, Curve=Curve)
+    toys.update(Level=Level, Curve=Curve, Counts=Counts)
 
 
 class Training:
@@ -226,3 +239,117 @@ def test_a_recorder_is_explored_as_what_it_has_recorded(training: Training, tmp_
     assert Follower(session).goes_on
     with pytest.raises(FileNotFoundError, match=r"no record|holds no"):
         Session(Training(tmp_path / "other").recorder)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Training, Training]]:
+    with Training(tmp_path / "a") as a, Training(tmp_path / "b") as b:
+        yield a, b
+
+
+def of_both(two: tuple[Training, Training]) -> Bench:
+    net = nn.Linear(1, 1, bias=False).double()
+    paths = (wb.Trajectory.open(t.recorder.folder).using(net) for t in two)
+    made = Bench(Session(Runs(dict(zip("ab", paths, strict=True))), store=False))
+    made._submit()
+    finish(made)
+    return made
+
+
+def test_of_several_runs_the_chosen_one_is_followed_to_its_end(two: tuple[Training, Training]) -> None:
+    bench = of_both(two)
+    assert (bench.run_choice.value, bench.step.value, level(bench)) == ("a", 2, 2.0)
+    bench.follow(0.02)
+    two[0].go(4)
+    until(lambda: bench.step.options == (0, 2, 4, 6) and level(bench) == 6)
+    two[1].go(2)
+    until(lambda: bench.session.target["b"].steps == (0, 2, 4))
+    assert (bench.step.value, bench.step.options) == (6, (0, 2, 4, 6))
+    bench.run_choice.value = "b"
+    until(lambda: level(bench) == 4)
+    assert bench.step.options == (0, 2, 4)
+    two[0].recorder.__exit__(None, None, None)
+    two[1].go(2)
+    until(lambda: level(bench) == 6)
+    assert "recording now" in bench.title.value, "the other one still goes on"
+    two[1].recorder.__exit__(None, None, None)
+    until(lambda: not bench.ticker.running)
+    assert "recording now" not in bench.title.value
+
+
+def test_what_looks_at_all_runs_is_read_again_when_any_has_grown(two: tuple[Training, Training]) -> None:
+    bench = of_both(two)
+    bench.probe.value = "Counts"
+    finish(bench)
+    bench.follow(0.02)
+    two[1].go(3)
+    until(lambda: list(bench.session.latest.data.level.values) == [2, 5])
+    two[0].go(1)
+    until(lambda: list(bench.session.latest.data.level.values) == [3, 5])
+    bench.close()
+
+
+def test_news_of_another_run_starts_nothing(two: tuple[Training, Training]) -> None:
+    session = of_both(two).session
+    session.choose("Curve")
+    session.submit()
+    until(lambda: not session.state.busy and session.latest.probe.name == "Curve")
+    follower = Follower(session)
+    two[1].go(2)
+    assert follower.look()
+    assert not follower.due()
+    two[0].go(2)
+    assert follower.look()
+    assert follower.due()
+
+
+def page_on(folder: Path) -> Page:
+    """A page whose follower looks often."""
+    net = nn.Linear(1, 1, bias=False).double()
+    page = Page({"": lambda: Session(wb.Trajectory.open(folder), model=net)})
+    until(lambda: page.session.latest is not None and not page.session.state.busy)
+    assert page.ticker is not None
+    page.ticker.stop()
+    page._follow(0.02)
+    return page
+
+
+def shown(page: Page) -> tuple[int, float]:
+    return page.step.value, page.session.latest.summary["level"]
+
+
+def test_a_page_follows_to_the_end_of_the_recording(tmp_path: Path) -> None:
+    with Training(tmp_path / "run") as training:
+        page = page_on(tmp_path / "run")
+        assert shown(page) == (2, 2.0)
+        assert "recording now" in page.head.object
+        training.go(4)
+        until(lambda: shown(page) == (6, 6.0))
+        assert page.step.options == [0, 2, 4, 6]
+        assert "subject(6)" in page.code.object
+        page.step.value = 2
+        until(lambda: shown(page) == (2, 2.0))
+        training.go(2)
+        until(lambda: page.step.options == [0, 2, 4, 6, 8])
+        assert shown(page) == (2, 2.0), "the person went elsewhere"
+        page.probe.value = "Curve"
+        until(lambda: shown(page)[1] == 8)
+        training.go(1)
+        until(lambda: shown(page)[1] == 9)
+    until(lambda: not page.ticker.running)
+    until(lambda: "recording now" not in page.head.object)
+
+
+def test_a_page_that_is_closed_or_shows_another_run_looks_no_more(tmp_path: Path) -> None:
+    net = nn.Linear(1, 1, bias=False).double()
+    with Training(tmp_path / "a"), Training(tmp_path / "b"):
+        opener = lambda name: lambda: Session(wb.Trajectory.open(tmp_path / name), model=net)  # noqa: E731
+        page = Page({name: opener(name) for name in "ab"})
+        first = page.ticker
+        page.folder.value = "b"
+        until(lambda: not first.running)
+        second = page.ticker
+        assert second is not first
+        assert second.running
+        page.close()
+        assert not second.running

@@ -2,11 +2,12 @@
 
 ``serve(folder)`` serves the runs under a folder on this machine alone (loopback), without anything from the internet.
 Each browser tab has a session of its own. Readings are drawn in the page's own thread, one at a time, the newest first.
+A run that is being recorded is followed: new checkpoints and curves come into the page every two seconds, without a
+touch, until the recording ends, another run is chosen or the page is closed.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from workbench.record import runs_in
 from workbench.trajectory import Trajectory
 from workbench.ui import form, look
 from workbench.ui.app_parts import Parts
+from workbench.ui.app_threads import Threads
+from workbench.ui.follow import PAUSE, Follower, Ticker
 from workbench.ui.places import marked
 from workbench.ui.session import Session
 
@@ -90,16 +93,17 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-class Page(Parts):
+class Page(Parts, Threads):
     """One tab: a run chosen among ``openers``, its session, and the controls. ``view`` is what Panel shows."""
 
     def __init__(self, openers: dict[str, Callable[[], Session]]) -> None:
         import panel as pn
 
-        self._openers, self._document = openers, pn.state.curdoc
-        self._lock, self._waiting, self._quiet = threading.Lock(), dict[str, Any](), False
-        self._inside = threading.local()
+        self._openers = openers
+        self._begin(pn.state.curdoc)
         self.session: Any = None
+        self.follower: Follower | None = None
+        self.ticker: Ticker | None = None
         self._make_choosers(list(openers))
         self._make_answer()
         self._make_place()
@@ -108,7 +112,7 @@ class Page(Parts):
         self._connect()
         # What other threads ask of a page that is still being made can be lost, so the work begins once it is there.
         pn.state.onload(self._guarded(self._open))
-        pn.state.on_session_destroyed(lambda _: self.session and self.session.job.close(0.0))
+        pn.state.on_session_destroyed(lambda _: self.close())
 
     # Callbacks ------------------------------------------------------------------------------------------------------
 
@@ -134,60 +138,36 @@ class Page(Parts):
         ):
             control.param.watch(self._guarded(answer), event)
 
-    def _guarded(self, work: Callable[[], Any]) -> Callable[..., None]:
-        """A callback whose exceptions are shown in the page."""
-
-        def run(*_: Any) -> None:
-            if self._quiet:
-                return
-            self._inside.page = True
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
-                self._say(look.problem(error), error=True)
-            finally:
-                self._inside.page = False
-
-        return run
-
-    def _chore(self, work: Callable[[], Any]) -> None:
-        """Do something slow beside the page; its exceptions are shown as well."""
-
-        def run() -> None:
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
-                self._say(look.problem(error), error=True)
-
-        self.session.chore(run)
-
-    def _say(self, words: str, error: bool = False) -> None:
-        said = look.status(words, error) if words else ""
-        self._later("status", lambda: setattr(self.status, "object", said))
-
     def _open(self) -> None:
         """Open the chosen run in a session of its own and measure with the first probe."""
-        if self.session is not None:
-            self.session.job.close(0.0)
+        self.close()
         self.session = session = self._openers[self.folder.value or ""]()
         session.on_reading, session.on_state = self._heard, self._told
         session.job.ready = lambda: self._drawn.value == self._sent.value
+        self.head.object = look.title(session.target)
+        self._show_steps()
         self._quiet = True
         try:
-            self.head.object = look.title(session.target)
             self.label.param.update(options=list(session.labels), visible=bool(session.labels))
-            self.step.param.update(visible=bool(session.steps))
-            if session.steps:
-                self.step.param.update(options=list(session.steps), value=session.order.step)
             self.probe.param.update(options=list(session.probes), value=session.order.probe.name)
         finally:
             self._quiet = False
         self._show_form()
         self._chore(self._fill_venues)
         self._submit()
+        self._follow()
+
+    def close(self) -> None:
+        """Stop what measures and follows; the page cannot be used any more unless a run is chosen anew."""
+        if self.ticker is not None:
+            self.ticker.stop()
+        self.follower = self.ticker = None
+        if self.session is not None:
+            self.session.job.close(0.0)
 
     def _visited(self) -> None:
         self.session.visit(self.label.value)
+        self._show_steps()
         self._submit()
 
     def _moved(self) -> None:
@@ -280,6 +260,16 @@ class Page(Parts):
 
     # What the person sees -------------------------------------------------------------------------------------------
 
+    def _show_steps(self) -> None:
+        steps = self.session.steps
+        self._quiet = True
+        try:
+            if steps and (tuple(self.step.options), self.step.value) != (steps, self.session.order.step):
+                self.step.param.update(options=list(steps), value=self.session.order.step)
+            self.step.visible = bool(steps)
+        finally:
+            self._quiet = False
+
     def _show_form(self) -> None:
         probe = self.session.order.probe
         self.about.object = look.about(type(probe))
@@ -322,6 +312,37 @@ class Page(Parts):
             finally:
                 self._quiet = False
 
+    # A training that goes on ------------------------------------------------------------------------------------------
+
+    def _follow(self, pause: float = PAUSE) -> None:
+        """Where the target is being recorded now: take in what is new, until that ends or the page is left."""
+        self.follower = follower = Follower(self.session)
+        if follower.goes_on:
+            self.head.object = look.title(self.session.target, live=True)
+            self.ticker = Ticker(lambda: self._followed(follower), lambda: follower.spent, pause)
+
+    def _followed(self, follower: Follower) -> bool:
+        """One look at the record, in the ticker's thread; whether another one is wanted."""
+        goes_on = follower.goes_on  # asked before the look, so that the last look sees the whole record
+        try:
+            with self._turn:
+                if follower is self.follower:
+                    follower.look()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the person must see it
+            self._say(look.problem(error), error=True)
+        self._later("follow", self._guarded(lambda: self._take_in(follower, goes_on)))
+        return follower is self.follower and (goes_on or follower.waits)
+
+    def _take_in(self, follower: Follower, live: bool) -> None:
+        """In the page's thread: show what the last look found, and measure again where that is wanted."""
+        if follower is not self.follower:
+            return
+        again = follower.due()
+        self._show_steps()
+        self.head.object = look.title(self.session.target, live)
+        if again:
+            self._submit(again=True)
+
     def _told(self, state: Any) -> None:
         def show() -> None:
             self.bar.value = round(100 * state.done)
@@ -334,26 +355,3 @@ class Page(Parts):
                 )
 
         self._later("state", show)
-
-    def _later(self, kind: str, work: Callable[[], object]) -> None:
-        """Do this in the page's thread; what still waits of the same kind is out of date and dropped."""
-        document = self._document
-        if document is None or not document.session_context or getattr(self._inside, "page", False):
-            with self._lock:
-                self._waiting.pop(kind, None)  # else it would come after this one, and undo it
-            work()
-            return
-        with self._lock:
-            self._waiting.pop(kind, None)
-            self._waiting[kind] = work
-        document.add_next_tick_callback(self._catch_up)
-
-    def _catch_up(self) -> None:
-        with self._lock:
-            work, self._waiting = list(self._waiting.values()), {}
-        self._inside.page = True
-        try:
-            for one in work:
-                one()
-        finally:
-            self._inside.page = False

@@ -351,7 +351,7 @@ class Bench:
         """Where the target is being recorded now: take in what is new, until that ends or the widgets are closed."""
         if self.follower.goes_on and self.ticker is None:
             self.title.value = look.title(self.session.target, live=True)
-            self.ticker: Ticker | None = Ticker(self._followed, pause)
+            self.ticker: Ticker | None = Ticker(self._followed, lambda: self.follower.spent, pause)
 
     def close(self) -> None:
         """Take the widgets from the page, and stop what measures and follows."""

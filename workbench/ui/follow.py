@@ -1,4 +1,4 @@
-"""Following a training that is being recorded: what is new is taken in every few seconds, without a toolkit.
+"""Following trainings that are being recorded: what is new is taken in every few seconds, without a toolkit.
 
 A look at the folder costs some file stamps; curves and checkpoints are read by the probes that want them.
 """
@@ -21,49 +21,62 @@ SHARE = 20
 
 
 class Follower:
-    """Takes in what a training records into the trajectory of a session, for as long as it goes on.
+    """Takes in what trainings record into the trajectories of a session, for as long as one of them goes on.
 
-    ``session`` is a :class:`~workbench.ui.session.Session`. :meth:`look` has its target opened anew; :meth:`due` says
-    whether what is chosen shall be measured again: a probe of the whole path whenever something was recorded, a probe
-    of one model where the last checkpoint was chosen and another has become the last. What runs is never given up for
-    it, and the bench rests afterwards for as long as the measurement took, so that the training is not starved.
+    ``session`` is a :class:`~workbench.ui.session.Session` on a Trajectory, or on Runs of them. :meth:`look` has its
+    target opened anew; :meth:`due` says whether what is chosen shall be measured again: a probe of the whole path, or
+    of all runs, whenever something was recorded there, a probe of one model where the last checkpoint was chosen and
+    another has become the last. What runs is never given up for it, and the bench rests afterwards for as long as the
+    measurement took, so that the training is not starved.
     """
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._stamp = _stamp(session.target) if self.folder is not None else None
-        self._stood_at: int | None = None
-        self._news = False
+        self._stamps = {label: _stamp(path) for label, path in self._paths.items()}
+        self._stood: tuple[str | None, int] | None = None
+        self._news = set[str | None]()
         self._began = self._ended = 0.0
+        self.spent = 0.0
+        """Seconds of the last look."""
 
     @property
-    def folder(self) -> Path | None:
-        """Where the training is recorded; None where the session has nothing that can grow."""
+    def _paths(self) -> dict[str | None, Any]:
+        """The recorded trajectories by label of their run, None where there is but one; those that can grow."""
         session = self._session
-        folder = getattr(getattr(session.target, "source", None), "folder", None)
-        return folder if session.kind == "trajectory" else None
+        members = dict(session.target) if session.kind == "runs" else {None: session.target}
+        return {label: member for label, member in members.items() if _folder(member) is not None}
 
     @property
     def goes_on(self) -> bool:
-        """Whether a recorder is writing there now."""
-        return self.folder is not None and is_written(self.folder)
+        """Whether a recorder is writing into any of them now."""
+        return any(is_written(folder) for folder in map(_folder, self._paths.values()) if folder is not None)
 
     @property
     def waits(self) -> bool:
         """Whether something was taken in that :meth:`due` has not decided on yet."""
-        return self._news or self._stood_at is not None
+        return bool(self._news) or self._stood is not None
 
     def look(self) -> bool:
         """Take in what was recorded since the last look; whether there was anything."""
+        began = time.monotonic()
+        try:
+            return self._look()
+        finally:
+            self.spent = time.monotonic() - began
+
+    def _look(self) -> bool:
         session, before = self._session, self._session.steps
-        newer = session.target.refresh()
-        stamp = _stamp(newer)
-        if stamp == self._stamp:
+        newer = {label: path.refresh() for label, path in self._paths.items()}
+        stamps = {label: _stamp(path) for label, path in newer.items()}
+        grown = {label for label, stamp in stamps.items() if stamp != self._stamps[label]}
+        if not grown:
             return False
-        if newer.steps != before and session.order.step == before[-1]:
-            self._stood_at = before[-1]
-        session.renew(newer, _gone(self._stamp, stamp))
-        self._stamp, self._news = stamp, True
+        run = session.order.run
+        if run in grown and newer[run].steps != before and before[-1:] == (session.order.step,):
+            self._stood = (run, session.order.step)
+        for label in grown:
+            session.renew(newer[label], label, _gone(self._stamps[label], stamps[label]))
+        self._stamps, self._news = stamps, self._news | grown
         return True
 
     def due(self) -> bool:
@@ -74,20 +87,31 @@ class Follower:
         self._ended = self._ended or now
         if now - self._ended < self._ended - self._began and self._began:
             return False
-        wanted, self._news = session.asked and self._news and session.sees == "trajectory", False
-        if self._stood_at is not None:
+        wanted, self._news = session.asked and self._concerns(), set[str | None]()
+        if self._stood is not None:
             wanted = self._advance() or wanted
         if wanted:
             self._began, self._ended = now, 0.0
         return wanted
 
+    def _concerns(self) -> bool:
+        """Whether the chosen probe looks at the whole of something that has grown."""
+        sees, run = self._session.sees, self._session.order.run
+        return bool(self._news) if sees == "runs" else sees == "trajectory" and run in self._news
+
     def _advance(self) -> bool:
         """Go to the newest step, unless the person went elsewhere; whether the probe looks at that step."""
-        session, stood, self._stood_at = self._session, self._stood_at, None
-        if session.order.step != stood or session.places.chosen is not None or session.order.place is not None:
+        session, stood, self._stood = self._session, self._stood, None
+        order = session.order
+        if (order.run, order.step) != stood or session.places.chosen is not None or order.place is not None:
             return False
         session.move(session.steps[-1])
         return session.asked and session.needs_step
+
+
+def _folder(member: Any) -> Path | None:
+    """Where it is recorded; None for what is no recorded trajectory, and cannot grow."""
+    return getattr(getattr(member, "source", None), "folder", None) if member.kind == "trajectory" else None
 
 
 def _stamp(trajectory: Any) -> tuple[Any, ...]:
@@ -107,10 +131,14 @@ def _gone(before: Any, now: Any) -> set[int]:
 
 
 class Ticker:
-    """Calls ``look`` every :data:`PAUSE` seconds in a thread of its own, until it returns False or :meth:`stop`."""
+    """Calls ``look`` every :data:`PAUSE` seconds in a thread of its own, until it returns False or :meth:`stop`.
 
-    def __init__(self, look: Callable[[], bool], pause: float = PAUSE) -> None:
-        self._look, self._pause, self._over = look, pause, threading.Event()
+    ``spent`` says how many seconds the last one took on the disk: not how long it waited for the page's turn, which a
+    busy page would else be left unfollowed for.
+    """
+
+    def __init__(self, look: Callable[[], bool], spent: Callable[[], float], pause: float = PAUSE) -> None:
+        self._look, self._spent, self._pause, self._over = look, spent, pause, threading.Event()
         self._thread = threading.Thread(target=self._run, name="workbench-follow", daemon=True)
         self._thread.start()
 
@@ -124,9 +152,6 @@ class Ticker:
         self._over.set()
 
     def _run(self) -> None:
-        took = 0.0
-        while not self._over.wait(max(self._pause, SHARE * took)):
-            began = time.monotonic()
+        while not self._over.wait(max(self._pause, SHARE * self._spent())):
             if not self._look():
                 return
-            took = time.monotonic() - began

@@ -21,6 +21,7 @@ from workbench import schema
 from workbench.board import JobState
 from workbench.job import Job
 from workbench.probe import Probe, Reading
+from workbench.several import Runs
 from workbench.ui import scripts
 from workbench.ui.places import Place, Places
 from workbench.ui.targets import KINDS, kind_seen, nearest, store_of, target_of
@@ -80,7 +81,7 @@ class Session:
         on_state: Callable[[JobState], None] | None = None,
     ) -> None:
         self.given = {k: v for k, v in {"model": model, "data": data, "loss": loss}.items() if v is not None}
-        self.target = target_of(target, self.given)
+        self.target: Any = target_of(target, self.given)
         self.kind: str = self.target.kind
         self.on_reading, self.on_state = on_reading, on_state
         self._lock, self._open, self._settings = threading.RLock(), OrderedDict[Any, Any](), dict[str, Probe[Any]]()
@@ -182,13 +183,14 @@ class Session:
         """Look at a point of a landscape instead of the model from now on; None: at the model itself."""
         self.order = dataclasses.replace(self.order, place=place)
 
-    def renew(self, target: Any, gone: Collection[int] = ()) -> None:
-        """Take the same trajectory as it is on disk now; models of the steps that are ``gone`` are let go."""
+    def renew(self, path: Any, run: str | None = None, gone: Collection[int] = ()) -> None:
+        """Take a trajectory, or that of one run, as it is on disk now; models of steps that are ``gone`` are let go."""
         with self._lock:
-            for where in [w for w in self._open if w[1] in gone]:
+            for where in [w for w in self._open if w[0] == run and w[1] in gone]:
                 del self._open[where]
-            self.target = target
-            self.order = dataclasses.replace(self.order, step=nearest(target, self.order.step))
+            self.target = path if run is None else Runs({**self.target, run: path})
+            if run == self.order.run:
+                self.order = dataclasses.replace(self.order, step=nearest(path, self.order.step))
 
     def limit(self, seed: int, seconds: float | None) -> None:
         """Take a seed and a time budget; None is none."""
