@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 import workbench as wb
 from workbench import schema
 from workbench.dynamics.along import Along, _order
+from workbench.dynamics.opposing import OpposingSignals
 from workbench.figure import Axis, Band, Figure, Line, Panel, Points
 from workbench.numerics.sampling import Draw
 from workbench.probe import Probe, Reading, Variable
+from workbench.probes.dormant_units import DormantUnits
 from workbench.schema import Doc, Range
 from workbench.zoo import digits, nets, training
 
@@ -128,6 +130,20 @@ def test_every_checkpoint_is_read_once(count: int) -> None:
     order = list(_order(count))
     assert sorted(order) == list(range(count))
     assert set(order[:3]) >= {0, count - 1} or count == 1
+
+
+def test_a_training_that_diverged_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    model = nets.dense(WIDTHS).double()
+    with wb.Recorder(tmp_path, model, every=1) as rec:
+        for value in (1.0, float("nan")):
+            model.linear1.weight.data.mul_(value)
+            rec.step()
+    trajectory = wb.Trajectory.open(tmp_path).using(model, FEW, "cross_entropy")
+    reading = Along(DormantUnits()).run(trajectory)
+    assert np.isfinite(reading.data.total_active_fraction.values).tolist() == [True, True, False]
+    assert any(note.startswith("step 2 could not be measured") for note in reading.notes)
+    with pytest.raises(ValueError, match=r"step 2 has no changes to follow.*nan.*Leave later"):
+        OpposingSignals().run(trajectory)
 
 
 def test_every_skips_but_keeps_the_ends(trajectory: wb.Trajectory) -> None:

@@ -170,8 +170,8 @@ class Along(Probe[Trajectory]):
                 yield joined.reading((seen + 1) / len(steps))
 
     def estimate(self, subject: Trajectory) -> Cost:
-        """The probe's cost at the last checkpoint, for each checkpoint in turn."""
-        one, count = self.probe.estimate(subject.subject(subject.steps[-1])), len(self.chosen(subject.steps))
+        """The probe's cost at the first checkpoint (the last may have diverged), for each checkpoint in turn."""
+        one, count = self.probe.estimate(subject.subject(subject.steps[0])), len(self.chosen(subject.steps))
         products = None if one.products is None else one.products * count
         seconds = None if one.seconds is None else one.seconds * count
         return Cost(one.bytes, products, f"{one.words}, at each of {count} checkpoints", seconds)

@@ -119,7 +119,7 @@ class OpposingSignals(Probe[Trajectory]):
 
     def estimate(self, subject: Trajectory) -> Cost:
         """One subject at a time, and all losses."""
-        one, count = subject.subject(subject.steps[-1]), len(subject.steps)
+        one, count = subject.subject(subject.steps[0]), len(subject.steps)  # the last may have diverged
         bytes_ = one.memory() + 4 * one.size * one.dtype.itemsize + 24 * count * one.examples
         return Cost(bytes_, count, f"one pass over the examples for each of {count} checkpoints")
 
@@ -135,7 +135,7 @@ class _Run:
 
     def add(self, place: int) -> None:
         """One more checkpoint."""
-        here = self.subject.subject(int(self.steps[place]))
+        here = self._opened(place)
         found = here.losses()
         if found is None:
             raise ValueError(
@@ -152,6 +152,18 @@ class _Run:
             if (np.diff(self.steps) > 1).any():
                 self.notes += ("checkpoints are more than one step apart: alternation between them is not seen",)
         self.losses[place] = found.cpu().numpy()
+
+    def _opened(self, place: int) -> Subject:
+        """The subject at a checkpoint; a training that diverged has some that cannot be opened."""
+        step = int(self.steps[place])
+        try:
+            return self.subject.subject(step)
+        except ValueError as problem:
+            if not place:
+                raise
+            raise ValueError(
+                f"step {step} has no changes to follow: {problem} Leave later checkpoints out."
+            ) from problem
 
     def pick(self) -> None:
         """The groups, and what follows from them."""
