@@ -50,6 +50,21 @@ def test_a_rectified_normal() -> None:
     assert float(found.zeros) == pytest.approx(0.5, abs=0.01)
 
 
+def test_examples_without_a_signal_have_no_cosine() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(4, 3))
+        net[0].bias.fill_(0.0)
+    x = torch.tensor([[1.0, 0, 0], [1, 1, 0], [-1, -1, -1], [0, 0, 2]]).double()  # the third is silenced by the ReLU
+    data = SignalPropagation(layers="1").run(Subject(net, (x, torch.arange(4) % 2))).data
+    assert float(data.correlation[0]) == pytest.approx((math.sqrt(0.5) + 0 + 0) / 3)
+    with torch.no_grad():
+        net[0].bias.fill_(-9.0)
+    data = SignalPropagation(layers="1").run(Subject(net, (x, torch.arange(4) % 2))).data
+    assert np.isnan(data.correlation[0])
+    assert data.second_moment[0] == 0
+
+
 class Residual(nn.Module):
     """x plus a branch that is independent noise of variance one."""
 

@@ -63,6 +63,12 @@ def test_the_plane_keeps_distances_that_lie_in_it() -> None:
     assert plane[:, 1] == pytest.approx(0, abs=1e-9)
 
 
+def test_vectors_that_are_all_alike_are_unknown_and_said() -> None:
+    reading = RepresentationQuality().run(line([2.0] * 5))
+    assert np.isnan(reading.data.representation_quality)
+    assert any("all alike" in note for note in reading.notes)
+
+
 def test_too_few_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="has 2 tokens; 3 to 400"):
         RepresentationQuality().run(line([0.0, 1.0]))

@@ -65,9 +65,10 @@ def parallelograms(vectors: ArrayLike, tolerance: float, modulus: bool = False) 
     first, second = np.triu_indices(p)
     sums = (first + second) % p if modulus else first + second
     held = total = 0
+    limit = tolerance * rows.shape[1]  # of sums, so that vectors without dims close nothing
     for s in np.unique(sums):
         pairs = rows[first[sums == s]] + rows[second[sums == s]]
         for k in range(1, len(pairs)):
-            held += int((((pairs[k:] - pairs[:-k]) ** 2).mean(1) < tolerance).sum())
+            held += int((((pairs[k:] - pairs[:-k]) ** 2).sum(1) < limit).sum())
             total += len(pairs) - k
     return held, total

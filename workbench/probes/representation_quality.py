@@ -72,9 +72,11 @@ class RepresentationQuality(Probe[Subject]):
         held, total = parallelograms(rows, self.tolerance, self.modular)
         known = rows.size > 0 and bool(np.isfinite(rows).all())
         values |= {"representation_quality": held / total if known else np.nan, "parallelograms": total}
-        yield self.reading(0.8, values, coords=coords, notes=subject.notes)
+        unknown = () if known else ("the tokens' vectors are all alike, or not finite: nothing can be compared",)
+        notes = (*subject.notes, *unknown)
+        yield self.reading(0.8, values, coords=coords, notes=notes)
         values["train_loss"] = subject.loss()
-        yield self.reading(1.0, values, coords=coords, converged=True, notes=subject.notes)
+        yield self.reading(1.0, values, coords=coords, converged=True, notes=notes)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """The index beside the loss."""

@@ -34,11 +34,12 @@ class SignalPropagation(Probe[Subject]):
 
     What it measures, of each layer's output x over examples (and places or tokens): ``second_moment`` E[x²] over all
     entries; ``channel_mean_square`` mean over channels of (E x)²; ``channel_variance`` mean over channels of Var x;
-    ``correlation`` mean cosine between two examples' features; ``zeros`` share of entries that are exactly 0;
-    ``gradient_second_moment`` E[(∂ℓ/∂x)²] of each example's own loss ℓ. For ``nn.Sequential`` of dense layers and
-    activations also what mean-field theory says: ``predicted_second_moment``, q = σ_w² E φ(√q z)² + σ_b² from the
-    inputs' measured second moment and the mean squares of the weights as they are, ``predicted_gradient`` backwards
-    from the last layer's measured one, and ``chi`` = σ_w² E φ'(√q z)², what one more layer multiplies gradients by.
+    ``correlation`` mean cosine between two examples' features (of those that are not all zero); ``zeros`` share of
+    entries that are exactly 0; ``gradient_second_moment`` E[(∂ℓ/∂x)²] of each example's own loss ℓ. For
+    ``nn.Sequential`` of dense layers and activations also what mean-field theory says: ``predicted_second_moment``, q =
+    σ_w² E φ(√q z)² + σ_b² from the inputs' measured second moment and the mean squares of the weights as they are,
+    ``predicted_gradient`` backwards from the last layer's measured one, and ``chi`` = σ_w² E φ'(√q z)², what one more
+    layer multiplies gradients by.
 
     How to read it: a straight line on a logarithm is exponential growth or decay with depth. χ = 1 is the edge between
     vanishing and exploding gradients. ``correlation`` near 1 in deep layers says that examples can no longer be told
@@ -131,6 +132,7 @@ class _Sums:
     channels: Tensor | float = 0.0
     squares: Tensor | float = 0.0
     unit: Tensor | float = 0.0
+    pointing: Tensor | float = 0.0
     zeros: Tensor | float = 0.0
     count: int = 0
 
@@ -143,15 +145,17 @@ class _Sums:
         self.channels, self.squares = self.channels + wide.sum(0), self.squares + wide.square().sum(0)
         self.count += len(wide)
         self.zeros = self.zeros + (rows == 0).double().mean(1).sum()
-        self.unit = self.unit + (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)).sum(0)
+        sizes = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        self.unit = self.unit + (rows / torch.where(sizes == 0, 1.0, sizes)).sum(0)
+        self.pointing = self.pointing + (sizes != 0).sum()
 
     def numbers(self) -> dict[str, float]:
         """Everything, once all batches are in."""
         mean = torch.as_tensor(self.channels) / self.count
         variance = torch.as_tensor(self.squares) / self.count - mean**2
         each, unit = torch.cat(self.each), torch.as_tensor(self.unit)
-        n = len(each)
-        pairs = (unit.square().sum() - n) / (n * (n - 1)) if n > 1 else torch.tensor(math.nan)
+        n, m = len(each), torch.as_tensor(self.pointing).to(unit)
+        pairs = torch.where(m > 1, (unit.square().sum() - m) / (m * (m - 1)), math.nan)
         found = torch.stack([mean.square().mean(), variance.mean(), pairs, torch.as_tensor(self.zeros) / n]).tolist()
         names = ("channel_mean_square", "channel_variance", "correlation", "zeros")
         return dict(zip(names, found, strict=True)) | _mean("second_moment", each)
@@ -266,8 +270,8 @@ def _chain(subject: Subject) -> list[tuple[str, Step]]:
     tensors = subject.tensors()
     for name, module in _leaves(subject.module):
         if isinstance(module, nn.Linear):
-            weight, bias = tensors[f"{name}.weight"].double(), tensors.get(f"{name}.bias")
-            square = 0.0 if bias is None else float(bias.double().square().mean())
+            weight, bias = tensors[f"{name}.weight"].detach().double(), tensors.get(f"{name}.bias")
+            square = 0.0 if bias is None else float(bias.detach().double().square().mean())
             step = Affine(float(weight.square().mean()), square, module.in_features, module.out_features)
             found.append((name, step))
         elif isinstance(module, _POINTWISE) and found:
