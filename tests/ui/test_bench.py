@@ -11,6 +11,7 @@ import pytest
 from ui.test_session import until
 from ui.toys import Endless, Path, Still, Wave
 
+from workbench.ui import session
 from workbench.ui.bench import Bench, explore
 from workbench.ui.session import Session
 
@@ -58,6 +59,13 @@ def test_choosing_a_probe_shows_its_form_and_its_words() -> None:
     bench.probe.value = "Nested"
     assert bench.step.disabled
     finish(bench)
+
+
+def test_the_probe_that_it_opens_with_is_the_one_that_the_menu_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "OPENS_WITH", ("Nested",))
+    bench = Bench(Session(Path()))
+    assert next(iter(bench.session.probes)) != "Nested"
+    assert bench.probe.value == bench._read().name == bench.session.order.probe.name == "Nested"
 
 
 def test_cancel_stops_and_says_so() -> None:

@@ -79,7 +79,9 @@ class Bench:
         self.step = ipw.SelectionSlider(options=steps, value=steps[-1], description="checkpoint", **wide()).add_class(
             "wb-step"
         )
-        self.probe = ipw.Dropdown(options=list(session.probes), description="probe", **wide()).add_class("wb-probe")
+        chosen = session.order.probe.name
+        self.probe = ipw.Dropdown(options=list(session.probes), value=chosen, description="probe", **wide())
+        self.probe.add_class("wb-probe")
         self.about = ipw.HTML().add_class("wb-about-box")
         self.form = ipw.VBox().add_class("wb-form-box")
         self.seed = ipw.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **wide()).add_class("wb-seed")
