@@ -76,8 +76,8 @@ class Combining:
 
 
 @dataclass(frozen=True)
-class Either(Combining):
-    """Whenever one of two schedules says so."""
+class _Two(Combining):
+    """Two schedules."""
 
     first: Schedule
     second: Schedule
@@ -86,6 +86,11 @@ class Either(Combining):
     def watches(self) -> tuple[str, ...]:
         """The scalars that either looks at."""
         return (*watched(self.first), *watched(self.second))
+
+
+@dataclass(frozen=True)
+class Either(_Two):
+    """Whenever one of two schedules says so."""
 
     def due(self, moment: Moment) -> bool:
         """Whether one of them is due."""
@@ -93,16 +98,8 @@ class Either(Combining):
 
 
 @dataclass(frozen=True)
-class Both(Combining):
+class Both(_Two):
     """Whenever two schedules agree."""
-
-    first: Schedule
-    second: Schedule
-
-    @property
-    def watches(self) -> tuple[str, ...]:
-        """The scalars that either looks at."""
-        return (*watched(self.first), *watched(self.second))
 
     def due(self, moment: Moment) -> bool:
         """Whether both are due."""
