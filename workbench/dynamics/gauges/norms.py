@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench.dynamics.gauges.gauge import Gauge, Meter, Training, Values, chosen, norms
-from workbench.dynamics.schedules import Schedule
 
 _DECAY = 0.99
-
-
-def _each(prefix: str, names: Sequence[str], values: Tensor, globs: tuple[str, ...]) -> dict[str, Tensor]:
-    return {f"{prefix}/{names[i]}": values[i] for i in chosen(names, globs)}
 
 
 def _mean(values: Tensor, sizes: Tensor) -> Tensor:
@@ -26,7 +21,23 @@ def _mean(values: Tensor, sizes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GradientNorm(Gauge):
+class _PerTensor(Gauge):
+    """A gauge of all tensors together, in which some have a curve of their own."""
+
+    tensors: tuple[str, ...] = ()
+
+
+class _PerTensorMeter(Meter):
+    def __init__(self, gauge: _PerTensor, training: Training) -> None:
+        self.gauge, self.training = gauge, training
+
+    def each(self, prefix: str, names: Sequence[str], values: Tensor) -> dict[str, Tensor]:
+        """The curves of the tensors that the gauge names."""
+        return {f"{prefix}/{names[i]}": values[i] for i in chosen(names, self.gauge.tensors)}
+
+
+@dataclass(frozen=True)
+class GradientNorm(_PerTensor):
     """‖g‖ of the gradient that the optimizer gets, and how far one tensor's gradient stands above its own past.
 
     ``gradient_norm`` is the Euclidean norm over all parameters. ``gradient_spike`` is the largest, over tensors, of
@@ -45,20 +56,17 @@ class GradientNorm(Gauge):
 
     cost: ClassVar[str] = "one pass over the gradient"
 
-    every: Schedule | int = 10
-    tensors: tuple[str, ...] = ()
-
     def start(self, training: Training) -> Meter:
         """The meter; ``ValueError`` without an optimizer."""
         training.known(self)
         return _GradientMeter(self, training)
 
 
-class _GradientMeter(Meter):
+class _GradientMeter(_PerTensorMeter):
     ahead = True
 
     def __init__(self, gauge: GradientNorm, training: Training) -> None:
-        self.gauge, self.training = gauge, training
+        super().__init__(gauge, training)
         self.mean: dict[str, Tensor] = {}
         self.count: dict[str, int] = {}
         self.found: tuple[list[str], Tensor] | None = None
@@ -74,7 +82,7 @@ class _GradientMeter(Meter):
         self.found = None
         said: dict[str, Tensor] = {"gradient_norm": torch.linalg.vector_norm(values)}
         said["gradient_spike"] = self._spike(names, values)
-        return said | _each("gradient_norm", names, values, self.gauge.tensors)
+        return said | self.each("gradient_norm", names, values)
 
     def _spike(self, names: list[str], values: Tensor) -> Tensor:
         if not names:
@@ -92,7 +100,7 @@ class _GradientMeter(Meter):
 
 
 @dataclass(frozen=True)
-class WeightNorm(Gauge):
+class WeightNorm(_PerTensor):
     """‖θ‖ over all trained parameters (``weight_norm``), after the step.
 
     Args:
@@ -102,27 +110,21 @@ class WeightNorm(Gauge):
 
     cost: ClassVar[str] = "one pass over the weights"
 
-    every: Schedule | int = 10
-    tensors: tuple[str, ...] = ()
-
     def start(self, training: Training) -> Meter:
         """The meter."""
         return _WeightMeter(self, training)
 
 
-class _WeightMeter(Meter):
-    def __init__(self, gauge: WeightNorm, training: Training) -> None:
-        self.gauge, self.training = gauge, training
-
+class _WeightMeter(_PerTensorMeter):
     def read(self) -> Values:
         named = self.training.parameters()
         values = norms(list(named.values()))
         said = {"weight_norm": torch.linalg.vector_norm(values)}
-        return said | _each("weight_norm", list(named), values, self.gauge.tensors)
+        return said | self.each("weight_norm", list(named), values)
 
 
 @dataclass(frozen=True)
-class Distance(Gauge):
+class Distance(_PerTensor):
     """‖θ - θ₀‖ from the weights of step 0 (``distance``), over all trained parameters.
 
     In a record that is continued, θ₀ is read back from its first checkpoint. Source: Hoffer et al. 2017 (log t law).
@@ -134,17 +136,14 @@ class Distance(Gauge):
 
     cost: ClassVar[str] = "one pass over the weights, and a copy of them kept"
 
-    every: Schedule | int = 10
-    tensors: tuple[str, ...] = ()
-
     def start(self, training: Training) -> Meter:
         """The meter."""
         return _DistanceMeter(self, training)
 
 
-class _DistanceMeter(Meter):
+class _DistanceMeter(_PerTensorMeter):
     def __init__(self, gauge: Distance, training: Training) -> None:
-        self.gauge, self.training = gauge, training
+        super().__init__(gauge, training)
         first = training.start()
         named = training.parameters()
         self.first = {n: first[n].detach().to(p.device, copy=True) for n, p in named.items() if n in first}
@@ -153,11 +152,11 @@ class _DistanceMeter(Meter):
         named = {n: p for n, p in self.training.parameters().items() if n in self.first}
         values = norms([p.detach() - self.first[n].to(p) for n, p in named.items()])
         said = {"distance": torch.linalg.vector_norm(values)}
-        return said | _each("distance", list(named), values, self.gauge.tensors)
+        return said | self.each("distance", list(named), values)
 
 
 @dataclass(frozen=True)
-class Updates(Gauge):
+class Updates(_PerTensor):
     """How far a step went: Δ = θ' - θ, over all parameters and along and across each weight tensor.
 
     ``update_norm`` is ‖Δ‖ and ``update_ratio`` ‖Δ‖ / ‖θ‖ over all parameters. For each tensor w of two or more
@@ -177,20 +176,17 @@ class Updates(Gauge):
 
     cost: ClassVar[str] = "three passes over the weights, and two copies of them meanwhile"
 
-    every: Schedule | int = 10
-    tensors: tuple[str, ...] = ()
-
     def start(self, training: Training) -> Meter:
         """The meter; ``ValueError`` without an optimizer."""
         training.known(self)
         return _UpdateMeter(self, training)
 
 
-class _UpdateMeter(Meter):
+class _UpdateMeter(_PerTensorMeter):
     ahead = True
 
     def __init__(self, gauge: Updates, training: Training) -> None:
-        self.gauge, self.training = gauge, training
+        super().__init__(gauge, training)
         self.old: dict[str, Tensor] = {}
 
     def before(self) -> None:
@@ -219,7 +215,7 @@ class _UpdateMeter(Meter):
         parts = torch.stack([along / sizes, across / sizes, torch.atan2(across, sizes + along)])
         means = [_mean(part, sizes) for part in parts]
         said = dict(zip(("radial_update", "tangential_update", "angular_update"), means, strict=True))
-        return said | _each("angular_update", names, parts[2], self.gauge.tensors)
+        return said | self.each("angular_update", names, parts[2])
 
 
 @dataclass(frozen=True)
@@ -239,7 +235,6 @@ class EffectiveRate(Gauge):
 
     cost: ClassVar[str] = "one pass over the weights"
 
-    every: Schedule | int = 10
     tensors: tuple[str, ...] = ("*",)
 
     def start(self, training: Training) -> Meter:
