@@ -5,15 +5,13 @@ Needs the package ``lightning``: ``pip install workbench[lightning]``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from workbench.dynamics.gauges.gauge import Gauge
-from workbench.dynamics.recorder import Recorder
-from workbench.dynamics.schedules import LogSpaced, Schedule
+from workbench.interop.recording import Recording
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,7 +19,8 @@ except ImportError as problem:
     raise ImportError("RecorderCallback needs Lightning: pip install 'workbench[lightning]'.") from problem
 
 
-class RecorderCallback(Callback):
+@dataclass(eq=False, repr=False)
+class RecorderCallback(Recording, Callback):
     """Records a ``Trainer.fit`` as ``wb.Recorder`` does: one record for each step of the optimizer.
 
     Its scalars are the batch's loss (``train_loss``) and whatever the module logged since the step before, under the
@@ -43,35 +42,14 @@ class RecorderCallback(Callback):
         gauges: what else to read off.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        part: str = "",
-        *,
-        every: Schedule | int = LogSpaced(10),  # noqa: B008
-        data: Any = None,
-        loss: str | Callable[..., Any] | None = None,
-        norm: str | None = None,
-        build: str | Callable[..., nn.Module] | None = None,
-        build_args: Mapping[str, Any] | None = None,
-        keep_optimizer: bool = False,
-        gauges: Sequence[Gauge] = (),
-    ) -> None:
-        self.folder, self.part = Path(folder), part
-        self._given: dict[str, Any] = {
-            "every": every, "data": data, "loss": loss, "norm": norm, "build": build, "build_args": build_args,
-            "keep_optimizer": keep_optimizer, "gauges": gauges,
-        }  # fmt: skip
-        self.recorder: Recorder | None = None
-        """The recorder while training runs."""
-        self._at, self._seen = 0, dict[str, Tensor]()
+    part: str = ""
+    _at: int = field(default=0, init=False)
+    _seen: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = pl_module.get_submodule(self.part) if self.part else pl_module
-        optimizer = next(iter(trainer.optimizers), None)
         self._at, self._seen = trainer.global_step, {}
-        resume = trainer.global_step or None
-        self.recorder = Recorder(self.folder, model, optimizer, resume=resume, **self._given).__enter__()
+        self.open(model, next(iter(trainer.optimizers), None), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,12 +69,7 @@ class RecorderCallback(Callback):
         return fresh
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close(None)
+        self.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close(exception)
-
-    def _close(self, problem: BaseException | None) -> None:
-        if self.recorder is not None:
-            self.recorder.__exit__(type(problem) if problem else None, problem, None)
-            self.recorder = None
+        self.close(exception)

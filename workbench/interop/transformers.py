@@ -6,15 +6,11 @@ Needs ``transformers`` and ``accelerate``: ``pip install workbench[transformers]
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
-from workbench.dynamics.gauges.gauge import Gauge
-from workbench.dynamics.recorder import Recorder
-from workbench.dynamics.schedules import LogSpaced, Schedule
+from workbench.interop.recording import Recording
 
 try:
     from transformers.trainer_callback import TrainerCallback
@@ -22,7 +18,8 @@ except ImportError as problem:
     raise ImportError("RecorderCallback needs Transformers: pip install 'workbench[transformers]'.") from problem
 
 
-class RecorderCallback(TrainerCallback):
+@dataclass(eq=False, repr=False)
+class RecorderCallback(Recording, TrainerCallback):
     """Records a ``Trainer.train`` as ``wb.Recorder`` does: one record for each step of the optimizer.
 
     Its scalars are what the trainer logs (``logging_steps``) and evaluates at a step, under the names that they have
@@ -42,32 +39,11 @@ class RecorderCallback(TrainerCallback):
         gauges: what else to read off.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        every: Schedule | int = LogSpaced(10),  # noqa: B008
-        data: Any = None,
-        loss: str | Callable[..., Any] | None = None,
-        norm: str | None = None,
-        build: str | Callable[..., nn.Module] | None = None,
-        build_args: Mapping[str, Any] | None = None,
-        keep_optimizer: bool = False,
-        gauges: Sequence[Gauge] = (),
-    ) -> None:
-        self.folder = Path(folder)
-        self._given: dict[str, Any] = {
-            "every": every, "data": data, "loss": loss, "norm": norm, "build": build, "build_args": build_args,
-            "keep_optimizer": keep_optimizer, "gauges": gauges,
-        }  # fmt: skip
-        self.recorder: Recorder | None = None
-        """The recorder while training runs."""
-        self._stepped, self._scalars = False, dict[str, float]()
+    _stepped: bool = field(default=False, init=False)
+    _scalars: dict[str, float] = field(default_factory=dict[str, float], init=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        resume = state.global_step or None
-        self.recorder = Recorder(self.folder, given["model"], given.get("optimizer"), resume=resume, **self._given)
-        self.recorder.__enter__()
+        self.open(given["model"], given.get("optimizer"), state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._write()
@@ -93,8 +69,7 @@ class RecorderCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if self.recorder is not None:
             self._write()
-            self.recorder.__exit__(None, None, None)
-            self.recorder = None
+            self.close()
 
 
 def _is_number(value: Any) -> bool:
