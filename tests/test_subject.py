@@ -583,6 +583,8 @@ def test_pairs_and_runs() -> None:
     one, two = Subject(built(dense), (X, Y)), Subject(other_weights(), (X, Y))
     assert Pair(one, two).fingerprint() != Pair(two, one).fingerprint()
     runs = Runs({"a": one, "b": two})
+    assert repr(runs) == "<Runs: 2 by label: a, b>"
+    assert repr(Runs({str(k): one for k in range(8)})).endswith("4, 5, and 2 more>")
     assert (list(runs), runs["b"], len(runs), Pair.kind, Runs.kind) == (["a", "b"], two, 2, "pair", "runs")
     assert runs.snapshot().fingerprint() == runs.fingerprint()
     with pytest.raises(TypeError, match="two Subjects"):

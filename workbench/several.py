@@ -13,6 +13,10 @@ from workbench.subject import Subject
 from workbench.trees import leaves
 
 
+NAMED = 6
+"""Labels of runs that are named where they are shown in words."""
+
+
 class Pair:
     """Two subjects to compare: two models, or two moments of one.
 
@@ -169,6 +173,11 @@ class Runs(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def __repr__(self) -> str:
+        shown = [*self._members][:NAMED]
+        more = f", and {len(self) - NAMED} more" if len(self) > NAMED else ""
+        return f"<Runs: {len(self)} by label: {', '.join(shown)}{more}>"
 
     def fingerprint(self) -> str:
         """A hash of all labels and members, in order."""
