@@ -12,7 +12,6 @@ from workbench.plan import Plan
 from workbench.subject import Subject
 from workbench.trees import leaves
 
-
 NAMED = 6
 """Labels of runs that are named where they are shown in words."""
 
