@@ -214,6 +214,25 @@ def test_a_training_that_raises_leaves_the_others(client: Any, tmp_path: Path) -
         trainings(recipe(), {"a b": {"seed": 1}, "a_b": {"seed": 1}}, tmp_path, client)
 
 
+def test_another_recipe_is_not_given_the_runs_of_the_first_and_one_that_records_nothing_is_told(
+    client: Any, tmp_path: Path
+) -> None:
+    trainings(recipe(), {"a": {"seed": 0}}, tmp_path, client)
+
+    def silent(folder: str, seed: int) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def other(folder: str, seed: int) -> None:
+        raise RuntimeError("another training")
+
+    with pytest.raises(TrainingsFailed, match="another training"):
+        trainings(other, {"a": {"seed": 0}}, tmp_path, client)
+    with pytest.raises(TrainingsFailed, match="silent recorded nothing"):
+        trainings(silent, {"b": {"seed": 0}}, tmp_path, client)
+    with pytest.raises(ValueError, match=r"'\.\.' names none"):
+        trainings(silent, {"..": {"seed": 0}}, tmp_path, client)
+
+
 def test_a_cluster_of_its_own_is_closed_again(tmp_path: Path) -> None:
     before = threading.active_count()
     done = sweep(SPECTRUM, subjects(1), tmp_path, workers=1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import record
 from workbench.fingerprint import digest
 from workbench.several import Runs
 from workbench.sweeping import Asked, Outcome, connected
@@ -42,8 +43,9 @@ def trainings(
 ) -> Runs:
     """Train once for every label, in worker processes, and give back the recorded runs by label.
 
-    A training that was finished under the same settings is not repeated; one that was cut off is called again with the
-    same folder, where ``wb.Recorder`` goes on or starts anew as the recipe tells it.
+    A training that was finished by the same recipe (known by its name) under the same settings is not repeated; one
+    that was cut off is called again with the same folder, where ``wb.Recorder`` goes on or starts anew as the recipe
+    tells it.
 
     Args:
         recipe: ``recipe(folder, **settings)``: trains, and records into ``folder`` with a ``wb.Recorder``.
@@ -78,11 +80,18 @@ def trainings(
 def train(recipe: Callable[..., Any], settings: dict[str, Any], folder: str) -> Outcome:
     """Run by a worker: one training, unless it was finished under these settings before; errors become words."""
     began, mark = time.perf_counter(), Path(folder) / FINISHED
-    wanted = digest(json.dumps(settings, sort_keys=True))
+    name = getattr(
+        recipe, "__qualname__", type(recipe).__qualname__
+    )  # without its module, which a script calls __main__
+    wanted = digest(name, json.dumps(settings, sort_keys=True))
     if mark.exists() and json.loads(mark.read_text()).get("digest") == wanted:
         return Outcome("stored", wanted, 0.0, "", os.getpid())
     try:
         recipe(folder, **settings)
+        if not (Path(folder) / record.MANIFEST).exists():
+            raise ValueError(
+                f"{name} recorded nothing: open wb.Recorder(folder, model, ...) with the folder it is given"
+            )
     except Exception as problem:  # noqa: BLE001  (any failure is a row of the table)
         return Outcome("failed", "", time.perf_counter() - began, f"{type(problem).__name__}: {problem}", os.getpid())
     seconds = time.perf_counter() - began
@@ -97,6 +106,8 @@ def _check(recipe: Callable[..., Any], settings: Mapping[str, Mapping[str, Any]]
     if not settings:
         raise ValueError("trainings needs settings by label: {'seed 0': {'seed': 0}, 'seed 1': {'seed': 1}}.")
     names = [_file_name(label) for label in settings]
+    if bare := [label for label, name in zip(settings, names, strict=True) if not name.strip(".")]:
+        raise ValueError(f"a label names its training's folder; {bare[0]!r} names none.")
     if len(set(names)) < len(names):
         raise ValueError(f"two labels would share a folder: {sorted(names)}.")
     for label, chosen in settings.items():
