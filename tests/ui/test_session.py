@@ -8,7 +8,7 @@ from pathlib import Path as File
 from typing import Any
 
 import pytest
-from ui.toys import Broken, Endless, Path, Still, Wave
+from ui.toys import Broken, Endless, Nested, Path, Still, Wave
 
 import workbench as wb
 from workbench.several import Pair, Runs
@@ -187,3 +187,11 @@ class TestExport:
     def test_chores_run_in_a_thread_of_their_own(self) -> None:
         where = Session(Still()).chore(lambda: threading.current_thread().name).result(10)
         assert where.startswith("workbench-chores")
+
+
+def test_it_begins_with_the_probe_that_it_is_given() -> None:
+    begun = Session(Path(), probe=Wave(points=5))
+    assert begun.order.probe == Wave(points=5)
+    assert begun.settings("Wave") == Wave(points=5)
+    with pytest.raises(LookupError, match=r"Nested does not look at a subject; .*Wave"):
+        Session(Still(), probe=Nested())

@@ -23,11 +23,14 @@ from workbench.ui.session import Session
 from workbench.ui.still import Still
 
 
-def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, store: Any = None) -> Bench:
+def explore(
+    target: Any, *, probe: Any = None, model: Any = None, data: Any = None, loss: Any = None, store: Any = None
+) -> Bench:
     """Open a bench on a Subject, Pair, Trajectory or Runs, or on an experiment, and show it.
 
     Args:
         target: what to look at.
+        probe: the probe to begin with, as ``wb.landscape.Plane(points=25)``.
         model: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
         data: the same for the examples.
         loss: the same for the loss.
@@ -42,7 +45,7 @@ def explore(target: Any, *, model: Any = None, data: Any = None, loss: Any = Non
     Raises:
         TypeError, LookupError: as :class:`~workbench.ui.session.Session`.
     """
-    bench = Bench(Session(target, model=model, data=data, loss=loss, store=store))
+    bench = Bench(Session(target, model=model, data=data, loss=loss, store=store, probe=probe))
     bench.show()
     return bench
 

@@ -61,12 +61,13 @@ class Session:
         target: a Subject, Pair, Trajectory, Runs, Recorder (what it has recorded) or experiment.
         model, data, loss: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
         store: where readings are kept and asked for, a ``wb.Store``; the run's own when None; False for none.
+        probe: the probe to begin with, with its settings; None: the first of ``OPENS_WITH`` that fits.
         on_reading: called with each reading worth showing, from the job's thread.
         on_state: called with the job's state when it changes, from the job's thread or a caller's.
 
     Raises:
         TypeError: the target is none of these, or model, data, loss were given with a target that has its own.
-        LookupError: no probe looks at such a target.
+        LookupError: no probe looks at such a target, or ``probe`` does not.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Session:
         data: Any = None,
         loss: Any = None,
         store: Any = None,
+        probe: Probe[Any] | None = None,
         on_reading: Callable[[Reading], None] | None = None,
         on_state: Callable[[JobState], None] | None = None,
     ) -> None:
@@ -90,7 +92,7 @@ class Session:
         self._submitted: Order | None = None
         self._asking = False
         self.state = JobState()
-        self.order = self._first(target)
+        self.order = self._first(probe or target)
         self.places = Places(self)
         self.job = Job(self.target, self._heard, self._told, store_of(self.target) if store is None else store)
 
@@ -307,6 +309,8 @@ class Session:
         step = nearest(self._member(run), None)
         name = next((n for n in OPENS_WITH if n in self.probes), next(iter(self.probes)))
         probe: Probe[Any] = given if isinstance(given, Probe) else self.probes[name]()
+        if probe.name not in self.probes:
+            raise LookupError(f"{probe.name} does not look at a {self.kind}; those that do: {', '.join(self.probes)}.")
         self._settings[probe.name] = probe
         return Order(probe, run, step)
 
