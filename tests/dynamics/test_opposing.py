@@ -48,6 +48,11 @@ def test_two_examples_at_the_edge(tmp_path: Path) -> None:
     cosine = float(grads[0] @ grads[1] / grads[0].norm() / grads[1].norm())
     assert float(data.cosine) == pytest.approx(cosine)
     assert cosine < -0.97
+    assert data.group_energy.values == pytest.approx([100 / 101] * 2), "both are proportional to (10, 1) or (-10, 1)"
+    assert float(data.gradient_energy) == pytest.approx(0.5), "their mean is (1, -1), along no eigenvector"
+    assert float(data.sharpness) == pytest.approx(100.0)
+    errors = [*data.group_energy_error.values, float(data.gradient_energy_error), float(data.sharpness_error)]
+    assert max(errors) < 1e-6
 
 
 def test_they_are_found_among_examples_with_weak_signals(tmp_path: Path) -> None:
@@ -58,6 +63,10 @@ def test_they_are_found_among_examples_with_weak_signals(tmp_path: Path) -> None
     assert sorted(reading.data.example.values.ravel().tolist()) == [40, 41]
     assert reading.data.target.values.ravel().tolist() == [1.0, 1.0]
     assert reading.summary["alternation"] < -0.8
+    assert min(reading.summary[f"{group}_energy"] for group in ("rising", "falling")) > 0.99
+    plain = OpposingSignals(share=0.01, directions=0).run(train(tmp_path / "again", x, 8))
+    assert np.isnan(plain.data.group_energy).all()
+    assert plain.data.example.identical(reading.data.example)
     assert not any("more than one step apart" in note for note in reading.notes)
 
 

@@ -17,13 +17,19 @@ from torch import Tensor
 from workbench.figure import Axis, Figure, Line, Panel, Rule, Text, fitting
 from workbench.numerics.basis import dot, norm
 from workbench.numerics.sampling import Draw
+from workbench.operators.table import curvature
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
+from workbench.selftest import test_bytes
+from workbench.spectra.energy import energies
+from workbench.spectra.run import Aim, SpectralRun
 from workbench.subject import Subject
 from workbench.trajectory import Trajectory
 
 Floats = NDArray[np.float64]
 _GROUPS = ("rising", "falling")
+_TOLERANCE = 1e-3
+"""Residual over eigenvalue that counts as converged: eigenvectors need more than eigenvalues."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +41,27 @@ class OpposingSignals(Probe[Trajectory]):
     groups: ``example`` (their places in the subject), ``change``, ``target`` where it is a number. At all checkpoints:
     ``group_loss``, the groups' mean losses; ``alternation``, the correlation over examples of Δℓ(t) with Δℓ(t - 1);
     ``group_share`` = Σ_groups |Δℓ| / Σ |Δℓ|; ``mean_change`` of the loss and ``typical_change``, the root mean square
-    of the examples'. ``cosine`` is that between the two groups' mean gradients at ``step``.
+    of the examples'. At ``step``: ``cosine`` between the two groups' mean gradients, and ``group_energy``, the share of
+    each group's ‖g‖² along the ``directions`` leading eigenvectors of the Hessian of all examples, beside
+    ``gradient_energy``, that of the mean gradient of all, and ``sharpness``, the largest eigenvalue.
 
     How to read it: at the edge of stability ``alternation`` and ``cosine`` are near -1, and examples change by many
-    times what their mean does: the loss falls slowly while two groups with opposite signals are swung to and fro.
+    times what their mean does: the loss falls slowly while two groups with opposite signals are swung to and fro, along
+    the sharpest direction: ``group_energy`` is far above ``directions`` over the number of parameters.
     Look at the examples: a feature that both have, with different labels, is what Rosenfeld and Risteski found.
 
-    What it costs: one pass over the examples for each checkpoint, and two gradients of K examples; memory, n numbers
-    for each checkpoint.
+    What it costs: one pass over the examples for each checkpoint, two gradients of K examples, and some 10 to 20
+    products with the Hessian at ``step`` (none for ``directions`` 0); memory, n numbers for each checkpoint, and that
+    of a short Lanczos run.
 
     When it misleads: checkpoints must be one step apart (record with every=1); with more between, alternation is
     averaged away, and a note says so. Mini-batches hide it: full-batch or large-batch training shows it. Early, the
     groups are those that are learnt first. Groups are picked by their change, not by their loss, so that
     ``group_share`` at ``step`` is selected to be large: look at it at other steps.
 
-    Errors: exact for these examples. Source: Rosenfeld and Risteski 2023.
+    Errors: exact for these examples, but for energies, whose errors bound what unconverged eigenvectors can do (nan
+    where no gap after the last of them is resolved), and ``sharpness``, which has its residual. Source: Rosenfeld and
+    Risteski 2023.
     """
 
     share: Annotated[
@@ -60,6 +72,9 @@ class OpposingSignals(Probe[Trajectory]):
         Range(0, 100_000_000),
         Doc("Checkpoint from which changes pick the groups; None: that with the largest changes in the second half."),
     ] = None
+    directions: Annotated[
+        int, Range(0, 20), Doc("Leading eigenvectors along which the groups' gradients are looked at; 0 for none.")
+    ] = 1
 
     looks_at: ClassVar[Look] = "trajectory"
     variables: ClassVar[tuple[Variable, ...]] = (
@@ -73,6 +88,12 @@ class OpposingSignals(Probe[Trajectory]):
         Variable("alternation", ("step",), "correlation of changes with those before"),
         Variable("group_share", ("step",), "part of Σ|Δℓ| in both groups"),
         Variable("cosine", (), "cosine between the groups' mean gradients"),
+        Variable("group_energy", ("group",), "share of ‖g‖² in sharp directions", error="group_energy_error"),
+        Variable("group_energy_error", ("group",), "bound on its error"),
+        Variable("gradient_energy", (), "that share of all examples' mean gradient", error="gradient_energy_error"),
+        Variable("gradient_energy_error", (), "bound on its error"),
+        Variable("sharpness", (), "largest eigenvalue of the Hessian there", error="sharpness_error"),
+        Variable("sharpness_error", (), "its residual"),
         Variable("picked_at", (), "step from which changes picked the groups", "steps"),
     )
 
@@ -90,6 +111,12 @@ class OpposingSignals(Probe[Trajectory]):
             run.add(place)
             yield run.report(0.95 * (place + 1) / len(steps))
         run.pick()
+        yield run.report(0.95)
+        try:
+            for done in run.bend(draw.seed) if self.directions else ():
+                yield run.report(0.95 + 0.049 * done)
+        except (ValueError, ArithmeticError) as problem:
+            run.skip(problem)
         yield run.report(1.0)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
@@ -98,6 +125,8 @@ class OpposingSignals(Probe[Trajectory]):
         alternation = data.alternation.values
         known = alternation[np.isfinite(alternation)]
         found["alternation"] = float(np.median(known)) if known.size else math.nan
+        for name in ("group_energy", "group_energy_error") if self.directions else ():
+            found |= {f"{which}_{name[6:]}": float(v) for which, v in zip(_GROUPS, data[name].values, strict=True)}
         at = data["step"].values == float(data.picked_at)
         return found | {"group_share": float(data.group_share.values[at][0]) if at.any() else math.nan}
 
@@ -121,7 +150,23 @@ class OpposingSignals(Probe[Trajectory]):
         """One subject at a time, and all losses."""
         one, count = subject.subject(subject.steps[0]), len(subject.steps)  # the last may have diverged
         bytes_ = one.memory() + 4 * one.size * one.dtype.itemsize + 24 * count * one.examples
-        return Cost(bytes_, count, f"one pass over the examples for each of {count} checkpoints")
+        words = f"one pass over the examples for each of {count} checkpoints"
+        if not self.directions:
+            return Cost(bytes_, count, words)
+        kept, working = curvature(one).expected_bytes()
+        basis = self.aim.basis_bytes(one.size, one.dtype.itemsize)
+        vectors = (self.directions + 4) * one.size * one.dtype.itemsize
+        products = self.aim.products(one.size)
+        return Cost(
+            bytes_ + kept + max(basis + working, test_bytes(one)) + vectors,
+            count + products,
+            f"{words}, and a spectrum",
+        )
+
+    @property
+    def aim(self) -> Aim:
+        """The Hessian's pairs that are looked for: one more than directions, which ends the gap."""
+        return Aim(self.directions + 1, 0, _TOLERANCE, trace=False, density=False)
 
 
 class _Run:
@@ -132,6 +177,7 @@ class _Run:
         self.losses: Floats | None = None
         self.values: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
+        self.met = True
 
     def add(self, place: int) -> None:
         """One more checkpoint."""
@@ -178,7 +224,32 @@ class _Run:
             part = np.append(both / np.abs(changes).sum(1), np.nan)
         self.values = {"example": groups, "change": changes[place][groups], "target": _targets(here, groups)}
         self.values |= {"group_loss": self.losses[:, groups].mean(2), "group_share": part}
-        self.values |= {"cosine": _cosine(here, groups), "picked_at": float(self.steps[place])}
+        self.here, self.means = here, [here.flatten(here.selected(g.tolist()).gradient()) for g in groups]
+        self.values |= {"cosine": _cosine(*self.means), "picked_at": float(self.steps[place])}
+
+    def bend(self, seed: int) -> Iterator[float]:
+        """The groups' gradients along the sharpest directions where they were picked; yields how far it is."""
+        count = min(self.probe.directions, self.here.size)
+        with curvature(self.here) as matrix:
+            draw = Draw(seed, f"{self.probe.name}/sharpest", matrix.size, matrix.dtype, matrix.device)
+            run = SpectralRun(self.probe.aim, matrix, matrix, draw)
+            for _ in run.eigenvalues():
+                yield matrix.products / (matrix.products + run.left)
+            assert run.state is not None
+            pairs = [np.array(run.values[name], dtype=np.float64) for name in ("eigenvalue", "residual")]
+            vectors = run.state.vectors(range(count))
+            found = [energies(vectors, mean, *pairs) for mean in (*self.means, matrix.gradient)]
+        share, error = (np.array([getattr(one, name)[-1] for one in found]) for name in ("share", "share_error"))
+        self.values |= {"group_energy": share[:2], "group_energy_error": error[:2]}
+        self.values |= {"gradient_energy": share[2], "gradient_energy_error": error[2]}
+        self.values |= {"sharpness": pairs[0][0], "sharpness_error": pairs[1][0]}
+        self.met = run.converged
+        self.notes += tuple(n for n in run.notes() if n not in self.notes)
+
+    def skip(self, problem: Exception) -> None:
+        """Leave the energies unknown, and say why: all else stands."""
+        self.met = False
+        self.notes += (f"energies could not be measured: {problem} Without them: directions=0.",)
 
     def place(self, changes: Floats) -> int:
         """Where the groups are picked: early changes, when everything is learnt at once, say little."""
@@ -198,7 +269,7 @@ class _Run:
         values["alternation"] = np.array([np.nan, *pairs, np.nan])[: len(self.steps)]
         coords = {"step": self.steps, "group": np.array(_GROUPS), "rank": np.arange(1, self.count + 1)}
         found = values | self.values
-        return self.probe.reading(done, found, coords=coords, converged=done == 1, notes=self.notes)
+        return self.probe.reading(done, found, coords=coords, converged=done == 1 and self.met, notes=self.notes)
 
 
 def _correlation(one: Floats, two: Floats) -> float:
@@ -221,7 +292,6 @@ def _targets(subject: Subject, groups: NDArray[np.int64]) -> Floats:
     return targets[np.searchsorted(wanted, groups)]
 
 
-def _cosine(subject: Subject, groups: NDArray[np.int64]) -> float:
-    one, two = (subject.flatten(subject.selected(g.tolist()).gradient()) for g in groups)
+def _cosine(one: Tensor, two: Tensor) -> float:
     scale = float(norm(one)) * float(norm(two))
     return float(dot(one, two)) / scale if scale > 0 else math.nan
