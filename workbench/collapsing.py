@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from workbench.activations import Classifier, Layer
 from workbench.features import LabelledRows, labelled_layers, predicted
 from workbench.numerics import collapse, frames
-from workbench.numerics.similarity import jackknife_error
-from workbench.numerics.stats import ClassMoments
+from workbench.numerics.stats import ClassMoments, jackknife_error
 from workbench.subject import Subject
 
 Floats = NDArray[np.float64]

@@ -13,7 +13,8 @@ from pytest import approx
 from scipy.spatial.distance import cdist
 
 from workbench.numerics import similarity
-from workbench.numerics.similarity import Estimate, Kernel, MinibatchCKA, cka, jackknife_error
+from workbench.numerics.similarity import Estimate, Kernel, MinibatchCKA, cka
+from workbench.numerics.stats import jackknife_error
 
 Array = np.ndarray
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.numerics.basis import dot
 from workbench.numerics.operator import Operator
+from workbench.numerics.stats import jackknife_error
 from workbench.numerics.trace import reach
 
 Floats = NDArray[np.float64]
@@ -67,8 +68,8 @@ def jackknife(
     if count < 2:
         return value, dict.fromkeys(value, math.nan)
     without = [function(inside + (total - one) / (count - 1)) for one in samples]
-    factor = reach(count) * (count - 1) / math.sqrt(count)
-    return value, {name: factor * float(np.std([w[name] for w in without], ddof=1)) for name in value}
+    spread = {name: float(jackknife_error(np.array([w[name] for w in without]))) for name in value}
+    return value, {name: reach(count) * one for name, one in spread.items()}
 
 
 def joined(first: Tensor, second: Tensor) -> Tensor:

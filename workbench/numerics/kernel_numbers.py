@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,12 +77,6 @@ def left_out(kernel: Tensor, targets: Tensor | None, centre: bool) -> Iterator[N
         part = kernel[kept][:, :, kept]
         values = eigenvalues(centred(part) if centre else part)
         yield Numbers.of(part, values, None if targets is None else targets[kept])
-
-
-def jackknife(values: Sequence[float]) -> float:
-    """Standard error from values without each of g parts, √((g-1)/g Σ (x - x̄)²). Source: Quenouille; Tukey."""
-    found = np.asarray(values)
-    return float(np.sqrt((len(found) - 1) * found.var())) if len(found) > 1 else math.nan
 
 
 def power(vectors: Tensor, targets: Tensor) -> Floats:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.numerics.kernel_numbers import centred
-from workbench.numerics.similarity import jackknife_error
+from workbench.numerics.stats import jackknife_error
 
 Floats = NDArray[np.float64]
 ROUNDING = 16

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.numerics.similarity import jackknife_error
+from workbench.numerics.stats import jackknife_error
 
 Floats = NDArray[np.float64]
 

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workbench.numerics.stats import jackknife_error
+
 Floats = NDArray[np.float64]
 
 TILE_BYTES = 2**26
@@ -43,18 +45,6 @@ class Estimate:
             return math.nan, math.nan
         again = self.replicates[:, i[known], j[known]].mean(1)
         return float(self.value[i[known], j[known]].mean()), float(jackknife_error(again))
-
-
-def jackknife_error(replicates: Floats) -> Floats:
-    """Standard error of a statistic from its values (m, ...) with each of m examples or equal groups left out.
-
-    √((m-1)/m Σ (r - mean r)²); nan for fewer than two, or where one is not finite. Source: Efron and Stein 1981.
-    """
-    m = len(replicates)
-    if m < 2:
-        return np.full(replicates.shape[1:], np.nan)
-    with np.errstate(invalid="ignore"):
-        return np.sqrt((m - 1) / m * ((replicates - replicates.mean(0)) ** 2).sum(0))
 
 
 @dataclass(frozen=True, eq=False)

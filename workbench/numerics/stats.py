@@ -1,4 +1,4 @@
-"""Statistics that can be added up: moments merged from parts (Chan, in float64), per class too, and the bootstrap."""
+"""Statistics that can be added up: moments merged from parts (Chan, in float64), per class too; and standard errors."""
 
 from __future__ import annotations
 
@@ -107,6 +107,18 @@ class ClassMoments:
     def within(self) -> Tensor:
         """Tr Σ_W: the mean over observations of ‖x - mean of its class‖², a 0-d tensor; nan without observations."""
         return self.scatter.sum() / self.counts.sum()
+
+
+def jackknife_error(replicates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard error of a statistic from its values (m, ...) with each of m examples or equal groups left out.
+
+    √((m-1)/m Σ (r - mean r)²); nan for fewer than two, or where one is not finite. Source: Efron and Stein 1981.
+    """
+    m = len(replicates)
+    if m < 2:
+        return np.full(replicates.shape[1:], np.nan)
+    with np.errstate(invalid="ignore"):
+        return np.sqrt((m - 1) / m * ((replicates - replicates.mean(0)) ** 2).sum(0))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn.modules import activation as torchs
 from workbench.activations import Caught, Layer, choose_layers, module_named, stream
 from workbench.figure import AnyMark, Axis, Bars, Figure, Line, Panel, Points, Role, Rule, fitting
 from workbench.numerics.sampling import Draw
-from workbench.numerics.similarity import jackknife_error
+from workbench.numerics.stats import jackknife_error
 from workbench.pace import Pace
 from workbench.pooling import channels_first, pooled
 from workbench.probe import Cost, Probe, Reading, Value, Variable

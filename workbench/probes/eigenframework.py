@@ -16,7 +16,7 @@ from workbench.figure import Axis, Band, Figure, Line, Panel, Points, Rule, fitt
 from workbench.numerics.eigenframework import kernel_risk
 from workbench.numerics.kernel_ridge import KernelRidge
 from workbench.numerics.sampling import Draw
-from workbench.numerics.similarity import jackknife_error
+from workbench.numerics.stats import jackknife_error
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
 from workbench.operators.tangent_named import blocks, doubled, named, naming, reported

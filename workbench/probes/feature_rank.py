@@ -16,7 +16,7 @@ from workbench.figure import AnyMark, Axis, Bars, Figure, Line, Panel, Points, R
 from workbench.numerics import kernels
 from workbench.numerics.row_spectra import GroupedRows, RowSpectrum, kept_bytes
 from workbench.numerics.sampling import Draw
-from workbench.numerics.similarity import jackknife_error
+from workbench.numerics.stats import jackknife_error
 from workbench.pace import Pace
 from workbench.pooling import POOLS, Pool, example_rows, widths
 from workbench.probe import Cost, Probe, Reading, Value, Variable

@@ -15,7 +15,7 @@ from workbench.figure import AnyMark, Axis, Band, Bars, Figure, Line, Panel, Rul
 from workbench.numerics import kernel_numbers as numbers
 from workbench.numerics.kernel_pairs import Estimate, blank_alignment, one_less_cosine, target_kernel
 from workbench.numerics.sampling import Draw
-from workbench.numerics.similarity import jackknife_error
+from workbench.numerics.stats import jackknife_error
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
 from workbench.operators.tangent_kernel import at_once

@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.data import Batch
 from workbench.figure import Axis, Bars, Figure, Line, Panel, Points
 from workbench.numerics.sampling import Draw
-from workbench.numerics.similarity import jackknife_error
+from workbench.numerics.stats import jackknife_error
 from workbench.operators.pushes import Graphed
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range

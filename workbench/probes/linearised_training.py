@@ -17,6 +17,7 @@ from workbench.data import Batch
 from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, fitting, step_axis
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.sampling import Draw
+from workbench.numerics.stats import jackknife_error
 from workbench.operators.gauss_newton import GaussNewton
 from workbench.operators.graphs import pull
 from workbench.operators.pushes import Graphed
@@ -211,11 +212,11 @@ class _Run:
         weight, count = rows[:, 6], rows[:, 7]
         for number in range(2):
             for name, sums, over in (("loss", rows[:, number], weight), ("accuracy", rows[:, 2 + number], count)):
-                value, error = _mean(sums, over)
+                value, error = _ratio(sums, over)
                 self.values[f"{prefix}_{name}"][number, place] = value
                 self.values[f"{prefix}_{name}_error"][number, place] = error
         if prefix == "train":
-            self.values["gap"][place], self.values["gap_error"][place] = _mean(rows[:, 4], rows[:, 5])
+            self.values["gap"][place], self.values["gap_error"][place] = _ratio(rows[:, 4], rows[:, 5])
 
     def sums(self, subject: Subject, batch: Batch) -> list[float]:
         """Of a batch: losses, right answers, ‖f - f_lin‖², ‖f - f_0‖², weight and count."""
@@ -243,15 +244,14 @@ def _right(outputs: Tensor, targets: Any, classes: int | None) -> Tensor:
     return (outputs.argmax(1) == targets).sum()
 
 
-def _mean(sums: Floats, over: Floats) -> tuple[float, float]:
+def _ratio(sums: Floats, over: Floats) -> tuple[float, float]:
     """Σ sums / Σ over, and its standard error with each part left out; nan where there is nothing."""
-    total, whole, parts = float(sums.sum()), float(over.sum()), len(sums)
+    total, whole = float(sums.sum()), float(over.sum())
     if not whole > 0:
         return math.nan, math.nan
     with np.errstate(invalid="ignore", divide="ignore"):
         without = (total - sums) / (whole - over)
-    error = math.sqrt((parts - 1) / parts * float(((without - without.mean()) ** 2).sum())) if parts > 1 else math.nan
-    return total / whole, error
+    return total / whole, float(jackknife_error(without))
 
 
 def _curves(data: xr.Dataset, name: str, words: str) -> Panel:

@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.activations import Layer, choose_layers
 from workbench.figure import Axis, Figure, Panel, Points
 from workbench.numerics.sampling import Draw
-from workbench.numerics.similarity import jackknife_error
+from workbench.numerics.stats import jackknife_error
 from workbench.pooling import POOLS, Kept, Pool, common_order, example_rows, widths
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range

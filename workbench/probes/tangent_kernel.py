@@ -18,6 +18,7 @@ from workbench.numerics.kernel_pairs import blank_alignment
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.operator import Operator
 from workbench.numerics.sampling import Draw
+from workbench.numerics.stats import jackknife_error
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
 from workbench.operators.tangent_kernel import at_once
@@ -265,7 +266,7 @@ class _Run:
             parts.append(part)
             yield self.report(0.7 + 0.29 * len(parts) / numbers.FOLDS)
         for name in ("effective_rank", "alignment", "alignment_uncentred"):
-            self.values[f"{name}_error"] = numbers.jackknife([getattr(part, name) for part in parts])
+            self.values[f"{name}_error"] = float(jackknife_error(np.array([getattr(part, name) for part in parts])))
 
     # --- products ---------------------------------------------------------------------------------------------------
 
