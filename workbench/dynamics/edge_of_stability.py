@@ -171,6 +171,34 @@ def crossing_of(steps: Any, ratios: Any) -> Crossing:
     return sustained(steps, ratios, 1.0, SLACK, CONFIRM)
 
 
+def at_the_edge(steps: Any, ratios: Any, errors: Any, losses: Any, late: int) -> dict[str, float]:
+    """``step_crossing``, ``ratio_late`` with their errors, and ``loss_rises``, as the probe defines them.
+
+    Args:
+        steps: of the evaluations, ascending, (n,).
+        ratios: sharpness over the stability threshold, (n,); nan where it was not measured.
+        errors: of these, (n,).
+        losses: at these steps, (n,); see :func:`rises` for losses at others.
+        late: evaluations at the end that ``ratio_late`` averages.
+    """
+    crossing, seen = crossing_of(steps, ratios), np.asarray(ratios, dtype=np.float64)
+    last = np.flatnonzero(np.isfinite(seen))[-late:]
+    made = {"step_crossing": crossing.step, "step_crossing_error": crossing.error}
+    made |= {"ratio_late": math.nan, "ratio_late_error": math.nan}
+    if last.size:
+        made["ratio_late"] = float(seen[last].mean())
+        off = float(np.nan_to_num(np.asarray(errors, dtype=np.float64)[last]).mean())
+        made["ratio_late_error"] = math.hypot(float(seen[last].std()), off)
+    return made | {"loss_rises": rises(steps, losses, crossing.step)}
+
+
+def rises(steps: Any, losses: Any, since: float = math.nan) -> float:
+    """Share of neighbouring losses (n,) of which the later is the larger, from a step on; all of them without one."""
+    at, seen = known(steps, losses)
+    after = seen[at >= since] if math.isfinite(since) else seen
+    return float((after[1:] > after[:-1]).mean()) if after.size > 1 else math.nan
+
+
 def sharpening(steps: Any, values: Any, errors: Any) -> tuple[float, float]:
     """Slope of a line through values (n,) over steps (n,) by least squares, and its error; nan under two of them.
 
@@ -231,22 +259,12 @@ class _Found:
     def numbers(self) -> dict[str, float]:
         """What the curves so far say in all."""
         curves, ratios = self.curves, self.curves["stability_ratio"]
-        crossing = crossing_of(self.steps, ratios)
-        before = self.steps < (crossing.step if math.isfinite(crossing.step) else math.inf)
+        errors, losses = curves["stability_ratio_error"], curves["train_loss"]
+        edge = at_the_edge(self.steps, ratios, errors, losses, self.probe.late)
+        crossed = edge["step_crossing"]
+        before = self.steps < (crossed if math.isfinite(crossed) else math.inf)
         rate = sharpening(self.steps[before], curves["eigenvalue"][before, 0], curves["residual"][before, 0])
-        late = np.flatnonzero(np.isfinite(ratios))[-self.probe.late :]
-        made = {"step_crossing": crossing.step, "step_crossing_error": crossing.error}
-        made |= dict(zip(("sharpening_rate", "sharpening_rate_error"), rate, strict=True))
-        if late.size:
-            errors = np.nan_to_num(curves["stability_ratio_error"][late])
-            made["ratio_late"] = float(ratios[late].mean())
-            made["ratio_late_error"] = math.hypot(float(ratios[late].std()), float(errors.mean()))
-        return made | {"loss_rises": self._rises(crossing)}
-
-    def _rises(self, crossing: Crossing) -> float:
-        at, losses = known(self.steps, self.curves["train_loss"])
-        changes = np.diff(losses[at >= crossing.step] if math.isfinite(crossing.step) else losses)
-        return float((changes > 0).mean()) if changes.size else math.nan
+        return edge | dict(zip(("sharpening_rate", "sharpening_rate_error"), rate, strict=True))
 
     def reading(self, done: float) -> Reading:
         """The reading of now."""
