@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from workbench.dynamics.delays import resampled
 from workbench.dynamics.grokking import Grokking
 from workbench.dynamics.recorder import Recorder
 from workbench.record import Line
@@ -45,7 +48,9 @@ def test_a_hundredfold_delay() -> None:
     assert (found["step_memorise"], found["step_generalise"], found["delay_ratio"]) == (200, 20000, 100)
     assert (found["step_memorise_error"], found["step_generalise_error"]) == (99, 14999)
     assert found["delay_ratio_error"] == pytest.approx(20000 / 101 - 100)
-    assert found["loss_delay_ratio"] == 100
+    assert (found["delay"], found["delay_error"]) == (19800, 14999)
+    assert (found["loss_delay"], found["loss_delay_ratio"]) == (19800, 100)
+    assert "grokked_share" not in found, "the size of the test set is not known"
     assert found["grokked"] == "1 of 1"
     assert reading.figure().panels[0].x.scale == "symlog"
 
@@ -62,7 +67,9 @@ def test_what_never_generalises_is_censored_and_says_what_its_ratio_exceeds() ->
     assert np.isnan(reading.data.delay_ratio)
     assert np.isnan(reading.data.step_generalise)
     assert reading.data.run_delay_ratio_least.values == [250]
-    assert "more than 250" in " ".join(reading.notes)
+    assert reading.data.run_delay_least.values == [49800]
+    assert np.isnan(reading.data.delay)
+    assert "more than 49800 steps, its delay ratio more than 250" in " ".join(reading.notes)
 
 
 def test_runs_give_the_median_in_which_a_censored_run_is_beyond_all_others() -> None:
@@ -115,3 +122,85 @@ def test_it_reads_what_a_recorder_wrote_and_says_what_is_missing(tmp_path: Path)
     assert np.isnan(data.loss_delay_ratio)
     with pytest.raises(TypeError, match="Give Runs of Trajectories"):
         Grokking().run(Runs({"a": toys.ToySubject()}))
+
+
+def scored(test: list[float], steps: tuple[int, ...] = STEPS, **more: list[float]) -> Trajectory:
+    """A run that has memorised at step 100, with these test scores."""
+    lines = [
+        Line(
+            s,
+            0.0,
+            values={"train_accuracy": float(s >= 100), "test_accuracy": test[k]} | {n: v[k] for n, v in more.items()},
+        )
+        for k, s in enumerate(steps)
+    ]
+    return Trajectory(Held("run", tuple(lines)))
+
+
+def test_a_small_test_set_makes_the_delay_uncertain_by_what_resampling_it_shows() -> None:
+    """19 of 20 are right from step 1000 to 5000, and all from 20000 on: all drawn are among these with 0.95^20."""
+    reading = Grokking(test_examples=20, least_ratio=15).run(scored([0.1] * 4 + [0.95] * 2 + [1.0] * 4))
+    data, early = reading.data, 0.95**20
+    assert float(data.run_grokked_share[0]) == pytest.approx(1 - early, abs=4 * math.sqrt(early * (1 - early) / 1000))
+    assert (float(data.delay), float(data.delay_ratio)) == (19900, 200)
+    assert (data.run_delay_low.values, data.run_delay_high.values) == ([201 - 100], [20000 - 11])
+    assert (data.run_step_generalise_low.values, data.run_step_generalise_high.values) == ([201], [20000])
+    assert float(data.delay_ratio_error) == pytest.approx(max(200 - 2.01, 20000 / 11 - 200))
+    assert float(data.step_generalise_error) == 20000 - 201
+    assert reading.summary["grokked_share"] == float(data.run_grokked_share[0])
+    assert list(reading.figure().panels[0].marks[0].x) == [201, 20000]  # type: ignore[union-attr]
+    many = Grokking(test_examples=10**6).run(scored([0.1] * 4 + [0.95] * 2 + [1.0] * 4)).data
+    assert many.run_step_generalise_low.values == [5001]
+    assert float(many.run_grokked_share[0]) == 1
+
+
+def test_where_the_end_may_have_been_missed_the_interval_has_none() -> None:
+    """99 of 100 are right at the end: on a test set drawn anew that is fewer with 1 - P(Bin(100, 0.99) >= 99)."""
+    data = Grokking(test_examples=100).run(scored([0.1] * 6 + [0.99] * 4)).data
+    missed = 1 - 0.99**100 - 100 * 0.01 * 0.99**99
+    assert data.run_step_generalise_high.values == [math.inf]
+    assert float(data.step_generalise_error) == math.inf
+    assert float(data.run_grokked_share[0]) == pytest.approx(1 - missed, abs=0.06)
+    never = Grokking(test_examples=100).run(scored([0.1] * 6 + [0.985] * 4)).data
+    assert np.isnan(never.step_generalise)
+    assert never.run_step_generalise_low.values == [5001], "on some test sets of that size it would have been seen"
+
+
+def test_scores_that_are_no_shares_are_not_resampled_and_evaluations_far_apart_are_said() -> None:
+    reading = Grokking(test_examples=10).run(scored([-0.5] * 6 + [1.0] * 4))
+    assert np.isnan(reading.data.run_delay_low).all()
+    assert any("outside of 0 to 1" in note for note in reading.notes)
+    assert any("evaluated 1.74 times a decade within the delay; 20 are wanted" in note for note in reading.notes)
+    dense = tuple(range(1, 301))
+    run = scored([0.1] * 199 + [1.0] * 101, dense)
+    assert not any("a decade" in note for note in Grokking().run(run).notes)
+
+
+def test_chance_may_be_said_where_the_first_evaluation_came_late() -> None:
+    run = scored([0.6] * 6 + [1.0] * 4)
+    assert bool(Grokking().run(run).data.run_grokked[0])
+    assert not bool(Grokking(chance=0.1).run(run).data.run_grokked[0])
+
+
+def test_losses_are_drawn_beside_scores() -> None:
+    figure = Grokking().run(path(200, 20000)).figure()
+    assert [panel.y.label for panel in figure.panels] == ["score", "loss", "weight norm"]
+    assert figure.panels[1].y.scale == "log"
+    assert len(Grokking(train_loss="", test_loss="").run(path(200, 20000)).figure().panels) == 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=8), st.integers(0, 10**6))
+def test_a_resample_is_a_draw_of_examples_that_are_learnt_in_one_order(right: list[int], seed: int) -> None:
+    """Against a table of who is right when, of which rows are drawn: the same mean and spread, and order kept."""
+    scores, rng = np.array(right) / 12, np.random.default_rng(seed)
+    drawn = resampled(scores, 12, rng, 4000)
+    table = np.arange(12)[:, None] < np.array(right)[None]
+    plain = np.stack([table[rng.integers(0, 12, 12)].mean(0) for _ in range(4000)])
+    for moment in (np.mean, np.std):
+        assert moment(drawn, axis=0) == pytest.approx(moment(plain, axis=0), abs=0.025)
+    assert np.cov(drawn.T) == pytest.approx(np.cov(plain.T), abs=0.004)
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(drawn[:, order], axis=1) >= 0).all()
+    assert drawn[:, scores == 0].max(initial=0) == 0
+    assert drawn[:, scores == 1].min(initial=1) == 1

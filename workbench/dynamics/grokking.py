@@ -13,9 +13,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workbench.dynamics.delays import RESAMPLED, Retested, grokked, numbers_of, over_runs, retested
 from workbench.dynamics.tasks import members_of
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Rule, step_axis
-from workbench.numerics.crossings import CONFIRM, Crossing, below_geometric_mean, known, ratio, sustained
+from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule, fitting, step_axis
+from workbench.numerics.crossings import CONFIRM, Crossing, below_geometric_mean, known, sustained
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
@@ -28,12 +29,21 @@ _NORMS = ("weight_norm", "weight_norm_ratio", "embedding_norm")
 _HEADLINES = {
     "step_memorise": "first step at which the training score stays above the threshold",
     "step_generalise": "first step at which the test score stays above the threshold",
+    "delay": "steps from memorising to generalising",
     "delay_ratio": "step of generalising over step of memorising",
-    "loss_delay_ratio": "the same of the steps at which the losses are half-way down, on a log axis",
+    "loss_delay": "steps between those at which the losses are half-way down, on a log axis",
+    "loss_delay_ratio": "ratio of the steps at which the losses are half-way down, on a log axis",
     "lead_time": "steps from the early-warning signal to generalising",
 }
 _SCORES: tuple[tuple[Literal["train", "test"], Role], ...] = (("train", "main"), ("test", "second"))
-_UNITS = {"step_memorise": "steps", "step_generalise": "steps", "lead_time": "steps"}
+_UNITS: dict[str, str] = dict.fromkeys(
+    ("step_memorise", "step_generalise", "delay", "loss_delay", "lead_time"), "steps"
+)
+_ENDS = tuple(f"run_{name}_{end}" for name in RESAMPLED for end in ("low", "high"))
+_RESAMPLING = 4_000_000
+"""Number of the draw that resamples the first run's test examples: far from those of other purposes."""
+DECADE = 20
+"""Evaluations for each factor of ten in steps that a delay wants."""
 
 
 def _numbers() -> Iterator[Variable]:
@@ -42,6 +52,10 @@ def _numbers() -> Iterator[Variable]:
             of, unit = f"{prefix}{name}", _UNITS.get(name, "")
             yield Variable(of, dims, words + over, unit, f"{of}_error")
             yield Variable(f"{of}_error", dims, f"uncertainty of it: {words}", unit)
+    for name in RESAMPLED:
+        for end in ("low", "high"):
+            words = f"{end} end of its 95 % interval over test sets: {_HEADLINES[name]}"
+            yield Variable(f"run_{name}_{end}", ("run",), words, _UNITS.get(name, ""))
 
 
 @dataclass(frozen=True)
@@ -50,40 +64,53 @@ class Grokking(Probe[Any]):
 
     What it measures: ``step_memorise`` and ``step_generalise``, the first evaluations at which the recorded score of
     training and of test examples reaches ``threshold`` and at the next 3 evaluations stays above it less 0.01;
-    ``delay_ratio`` = step_generalise / step_memorise. ``loss_delay_ratio`` is the same of the steps at which each loss
-    first lies below the geometric mean of its first and its last value: accuracy can jump while the loss glides.
+    ``delay`` = step_generalise - step_memorise, ``delay_ratio`` = step_generalise / step_memorise. ``loss_delay`` and
+    ``loss_delay_ratio`` are the same of the steps at which each loss first lies below the geometric mean of its first
+    and its last value: accuracy can jump while the loss glides, so both are drawn.
     ``weight_norm`` is ‖θ‖ over tensors of two dims and more (norm scales and biases, which have no direction of decay
     in common with them, are left out), ``weight_norm_ratio`` that over its first value, ``embedding_norm`` the part of
     tensors whose names fit ``embeddings``. ``lead_time`` = step_generalise - the step at which the recorded ``signal``
     crosses ``signal_threshold``; ``false_alarms`` is the share of runs that never generalised in which it crossed.
 
     How to read it: a run has grokked (``run_grokked``) when the ratio is at least ``least_ratio``, the test score at
-    memorising was at most half-way from its first value to its last, and its last reaches the threshold. A run that
-    never generalises is censored: its ratio is nan, and ``run_delay_ratio_least`` says what it exceeds. Over runs the
-    headline is the median, in which a censored ratio counts as infinite: nan where it falls among these.
+    memorising was at most half-way from ``chance`` to its last value, and its last reaches the threshold;
+    ``run_grokked_share`` is the share of resampled test sets on which it would have, where ``test_examples`` is given:
+    far from 0 and 1, the test set is too small to tell. A run that never generalises is censored: its delay and ratio
+    are nan, and ``run_delay_least`` and ``run_delay_ratio_least`` say what they exceed. Over runs the headline is the
+    median, in which a censored one counts as infinite: nan where it falls among these.
 
     What it costs: the scalars, and one reading of each checkpoint for the norms.
 
     When it misleads: steps are known to the interval between evaluations; evaluate on log-spaced steps, at least 20 a
-    decade. A small test set alone makes scores jump. A signal that is chosen, or whose threshold is, after the delay
-    was seen warns of nothing: fix both first, and look at ``false_alarms`` on runs without weight decay.
+    decade (a note says where there are fewer). A small test set alone makes scores jump: give ``test_examples``. Only
+    their number is used, with one order in which they are learnt: where examples are learnt and lost in turns, the
+    scores jump more than the interval says. Steps must be optimizer steps throughout. A training score of augmented
+    batches is no training score. A signal that is chosen, or whose threshold is, after the delay was seen warns of
+    nothing: fix both first, and look at ``false_alarms`` on runs without weight decay.
 
-    Errors: for one run, how much earlier the crossings may have been since the evaluation before; over runs, half the
-    distance between quartiles where that is larger.
+    Errors: for one run, how much earlier the crossings may have been since the evaluation before, and with
+    ``test_examples`` the distance to the farther end of the 95 % interval over 1000 test sets drawn from that one
+    (``run_delay_low`` to ``run_delay_high``, likewise for the others; infinite where 2.5 % of them never generalise);
+    over runs, half the distance between quartiles where that is larger.
 
-    Source: Power et al. 2022 (arXiv:2201.02177); Liu et al. 2023 (arXiv:2210.01117) for the norm.
+    Source: Power et al. 2022 (arXiv:2201.02177); Liu et al. 2023 (arXiv:2210.01117) for the norm; the bootstrap of
+    Efron 1979.
     """
 
     looks_at: ClassVar[Look] = "trajectory"
     looks_also_at: ClassVar[tuple[Look, ...]] = ("runs",)
     variables: ClassVar[tuple[Variable, ...]] = (
         *_numbers(),
+        Variable("run_delay_least", ("run",), "what the delay is at least, where it ended before", "steps"),
         Variable("run_delay_ratio_least", ("run",), "what the delay ratio is at least, where it ended before"),
         Variable("run_step_signal", ("run",), "step at which the early-warning signal crosses", "steps"),
         Variable("run_grokked", ("run",), "whether the run grokked", kind="bool"),
+        Variable("run_grokked_share", ("run",), "share of resampled test sets on which it grokked"),
         Variable("false_alarms", (), "share of runs that never generalise in which the signal crosses"),
         Variable("train", ("run", "step"), "score of the training examples"),
         Variable("test", ("run", "step"), "score of the test examples"),
+        Variable("loss_train", ("run", "step"), "loss of the training examples"),
+        Variable("loss_test", ("run", "step"), "loss of the test examples"),
         Variable("weight_norm", ("run", "checkpoint"), "norm of the weights without norm scales and biases"),
         Variable("weight_norm_ratio", ("run", "checkpoint"), "that norm over its value at the first checkpoint"),
         Variable("embedding_norm", ("run", "checkpoint"), "norm of the embeddings"),
@@ -105,10 +132,16 @@ class Grokking(Probe[Any]):
         Choice({"above": "when it rises above it", "below": "when it falls below it"}),
     ] = "above"
     embeddings: Annotated[str, Doc("Glob that the names of embeddings fit.")] = "*embed*"
+    test_examples: Annotated[
+        int | None, Range(1, 10**9, log=True), Doc("Examples in the test set, to resample them; nothing: not known.")
+    ] = None
+    chance: Annotated[
+        float | None, Range(0.0, 1.0, step=0.01), Doc("Score of guessing; nothing: the first recorded test score.")
+    ] = None
 
     def stream(self, subject: Trajectory | Runs, draw: Draw) -> Iterator[Reading]:
         """The curves and their crossings at once, then the norms checkpoint by checkpoint."""
-        found = _Found(self, members_of(subject, self.name))
+        found = _Found(self, members_of(subject, self.name), draw)
         total, pace = sum(len(m.steps) for m in found.members.values()), Pace()
         yield found.reading(1 / (total + 1), False)
         for seen, (run, path, step) in enumerate(found.places(), 2):
@@ -122,21 +155,29 @@ class Grokking(Probe[Any]):
         made: dict[str, Value] = {}
         for name in names:
             made |= {name: float(data[name]), f"{name}_error": float(data[f"{name}_error"])}
+        if self.test_examples is not None:
+            made["grokked_share"] = float(data.run_grokked_share.mean())
         return made | {"grokked": f"{int(data.run_grokked.sum())} of {data.sizes['run']}"}
 
     def figure(self, data: xr.Dataset) -> Figure:
-        """Both scores over steps on a log axis with the two crossings, and the norm of the weights below them."""
-        marks: list[AnyMark] = []
-        for i in range(data.sizes["run"]):
-            for name, role in _SCORES:
-                at, values = known(data["step"].values, data[name].values[i])
-                marks.append(Line(at, values, "" if i else self._score(name), role))
+        """Scores on a log axis with both crossings (a band: 95 % of test sets), losses, and the norm of the weights."""
+        marks = [*_interval(data), *self._lines(data, "", (self.train, self.test))]
         steps = (float(data[name]) for name in ("step_memorise", "step_generalise"))
         marks += [Rule(step, "x") for step in steps if np.isfinite(step)]
-        return Figure((Panel(tuple(marks), step_axis(), Axis("score")), _norm_panel(data)), title=_title(data))
+        scores = Panel(tuple(marks), step_axis(), Axis("score"))
+        curves = self._lines(data, "loss_", (self.train_loss, self.test_loss))
+        losses = [data[f"loss_{name}"].values for name, _ in _SCORES]
+        low = Panel(tuple(curves), step_axis(), fitting("loss", "log", *losses))
+        seen = any(np.isfinite(values).any() for values in losses)
+        return Figure((scores, *((low,) if seen else ()), _norm_panel(data)), title=_title(data))
 
-    def _score(self, name: Literal["train", "test"]) -> str:
-        return (self.train if name == "train" else self.test).replace("_", " ")
+    def _lines(self, data: xr.Dataset, prefix: str, names: tuple[str, str]) -> list[AnyMark]:
+        marks: list[AnyMark] = []
+        for i in range(data.sizes["run"]):
+            for (name, role), recorded in zip(_SCORES, names, strict=True):
+                at, values = known(data["step"].values, data[prefix + name].values[i])
+                marks.append(Line(at, values, "" if i else recorded.replace("_", " "), role))
+        return marks
 
     def estimate(self, subject: Trajectory | Runs) -> Cost:
         """One checkpoint at a time, and the curves of every run."""
@@ -152,6 +193,14 @@ def _title(data: xr.Dataset) -> str:
     return f"delay ratio {value:.3g} ± {error:.2g}" if np.isfinite(value) else "delay ratio unknown"
 
 
+def _interval(data: xr.Dataset) -> list[AnyMark]:
+    """Where one run may have generalised, as resampled test sets say."""
+    ends = [float(data[f"run_step_generalise_{end}"][0]) for end in ("low", "high")]
+    if data.sizes["run"] > 1 or not np.isfinite(ends).all():
+        return []
+    return [Band(ends, [0.0, 0.0], [1.0, 1.0])]
+
+
 def _norm_panel(data: xr.Dataset) -> Panel:
     marks: list[AnyMark] = []
     for i in range(data.sizes["run"]):
@@ -163,7 +212,7 @@ def _norm_panel(data: xr.Dataset) -> Panel:
 class _Found:
     """Everything known so far of some runs."""
 
-    def __init__(self, probe: Grokking, members: Mapping[str, Trajectory]) -> None:
+    def __init__(self, probe: Grokking, members: Mapping[str, Trajectory], draw: Draw) -> None:
         self.probe, self.members = probe, members
         tables = {label: member.scalars for label, member in members.items()}
         for label, table in tables.items():
@@ -172,11 +221,13 @@ class _Found:
             label: {str(name): known(table.index, table[name]) for name in table.columns}
             for label, table in tables.items()
         }
-        every = [self.curves[label][name][0] for label in members for name in (probe.train, probe.test)]
+        wanted = (probe.train, probe.test, probe.train_loss, probe.test_loss)
+        every = [self._curve(label, name)[0] for label in members for name in wanted]
         self.step = np.unique(np.concatenate(every)) if any(map(len, every)) else np.zeros(1)
         self.checkpoint = np.unique(np.concatenate([np.array(m.steps) for m in members.values()]))
         self.norms = {name: np.full((len(members), len(self.checkpoint)), np.nan) for name in _NORMS}
         self.runs = {label: self._crossings(label) for label in members}
+        self.tests = {label: self._retested(label, draw.generator(_RESAMPLING + i)) for i, label in enumerate(members)}
 
     def _check(self, label: str, there: list[str]) -> None:
         wanted = [self.probe.train, self.probe.test, *filter(None, [self.probe.signal])]
@@ -202,6 +253,16 @@ class _Found:
             "signal": sustained(at, sign * signal, sign * probe.signal_threshold, slack=0.0),
         }
 
+    def _retested(self, label: str, rng: np.random.Generator) -> Retested | None:
+        """Crossings on resampled test sets; None where their number is not given, or the scores are no shares."""
+        probe, (at, scores) = self.probe, self._curve(label, self.probe.test)
+        if probe.test_examples is None or not len(at) or not ((scores >= 0) & (scores <= 1)).all():
+            return None
+        return retested(
+            at, scores, probe.test_examples, rng, threshold=probe.threshold, train=self.runs[label]["train"],
+            least_ratio=probe.least_ratio, chance=probe.chance,
+        )  # fmt: skip
+
     def places(self) -> Iterator[tuple[int, Trajectory, int]]:
         """(row, trajectory, step) of each checkpoint."""
         for run, path in enumerate(self.members.values()):
@@ -223,15 +284,19 @@ class _Found:
         """The reading so far."""
         if last and self.probe.signal in _NORMS:
             self.runs = {label: self._crossings(label) for label in self.members}
-        each = {label: _numbers_of(found) for label, found in self.runs.items()}
+        each = {label: numbers_of(found, self.tests[label]) for label, found in self.runs.items()}
         values: dict[str, Any] = {name: norms.copy() for name, norms in self.norms.items()}
         for name in _HEADLINES:
             pairs = np.array([each[label][name] for label in self.runs])
             values[f"run_{name}"], values[f"run_{name}_error"] = pairs.T
-            values[name], values[f"{name}_error"] = _over_runs(pairs, self._never(name))
-        values |= {name: self._joined(name) for name in ("train", "test")}
+            values[name], values[f"{name}_error"] = over_runs(pairs, self._never(name))
+        values |= {name: self._joined(getattr(self.probe, name)) for name, _ in _SCORES}
+        values |= {f"loss_{name}": self._joined(getattr(self.probe, f"{name}_loss")) for name, _ in _SCORES}
+        values |= dict(zip(_ENDS, np.array([self._ends(label) for label in self.runs]).T, strict=True))
         values |= {
-            "run_delay_ratio_least": [self._least(label) for label in self.runs],
+            "run_grokked_share": [np.nan if t is None else t.grokked.mean() for t in self.tests.values()],
+            "run_delay_least": [self._least(label)[0] for label in self.runs],
+            "run_delay_ratio_least": [self._least(label)[1] for label in self.runs],
             "run_step_signal": [found["signal"].step for found in self.runs.values()],
             "run_grokked": [self._grokked(label) for label in self.runs],
             "false_alarms": self._false_alarms(),
@@ -241,8 +306,9 @@ class _Found:
 
     def _never(self, name: str) -> NDArray[np.bool_]:
         """Which runs were evaluated, came as far as to start the clock of ``name``, and did not reach its end."""
-        first = {"step_memorise": None, "step_generalise": None, "loss_delay_ratio": "train_loss"}.get(name, "train")
-        second = {"step_memorise": "train", "loss_delay_ratio": "test_loss"}.get(name, "test")
+        loss = name.startswith("loss")
+        first = None if name.startswith("step") else "train_loss" if loss else "train"
+        second = "test_loss" if loss else "train" if name == "step_memorise" else "test"
         source = {"train": self.probe.train, "test": self.probe.test, "test_loss": self.probe.test_loss}[second]
         return np.array(
             [
@@ -257,25 +323,26 @@ class _Found:
     def _joined(self, name: str) -> Floats:
         joined = np.full((len(self.runs), len(self.step)), np.nan)
         for row, label in enumerate(self.runs):
-            at, values = self._curve(label, getattr(self.probe, name))
+            at, values = self._curve(label, name)
             joined[row, np.searchsorted(self.step, at)] = values
         return joined
 
-    def _least(self, label: str) -> float:
-        """The ratio, or what it exceeds where the run ended before it generalised."""
+    def _least(self, label: str) -> tuple[float, float]:
+        """Delay and ratio, or what they exceed where the run ended before it generalised."""
         found, (at, _) = self.runs[label], self._curve(label, self.probe.test)
         if not found["train"].step > 0 or not len(at):
-            return np.nan
-        end = found["test"].step if np.isfinite(found["test"].step) else at[-1]
-        return float(end / found["train"].step)
+            return np.nan, np.nan
+        end = float(found["test"].step if np.isfinite(found["test"].step) else at[-1])
+        return end - found["train"].step, end / found["train"].step
+
+    def _ends(self, label: str) -> list[float]:
+        """Both ends of each interval over test sets."""
+        tests, train = self.tests[label], self.runs[label]["train"]
+        return [e for n in RESAMPLED for e in ((np.nan,) * 2 if tests is None else tests.interval(n, train))]
 
     def _grokked(self, label: str) -> bool:
-        found, (at, score) = self.runs[label], self._curve(label, self.probe.test)
-        value, _ = ratio(found["train"], found["test"])
-        if not value >= self.probe.least_ratio:
-            return False
-        then = score[max(int(np.searchsorted(at, found["train"].step, "right")) - 1, 0)]
-        return bool(then <= (score[0] + score[-1]) / 2 and score[-1] >= self.probe.threshold)
+        probe, found, (at, score) = self.probe, self.runs[label], self._curve(label, self.probe.test)
+        return grokked(at, score, found["test"], found["train"], probe.threshold, probe.least_ratio, probe.chance)
 
     def _false_alarms(self) -> float:
         quiet = [found for found in self.runs.values() if np.isnan(found["test"].step)]
@@ -289,35 +356,28 @@ class _Found:
             late = min((c.confirmed for c in (found["train"], found["test"]) if np.isfinite(c.step)), default=CONFIRM)
             if late < CONFIRM:
                 said.append(f"{label} ends {late} evaluations after a crossing, which confirm it")
-            if np.isnan(found["test"].step) and np.isfinite(self._least(label)):
-                said.append(f"{label} did not generalise: its delay ratio is more than {self._least(label):.3g}")
+            least = self._least(label)
+            if np.isnan(found["test"].step) and np.isfinite(least[1]):
+                said.append(
+                    f"{label} did not generalise: its delay is more than {least[0]:.6g} steps, "
+                    f"its delay ratio more than {least[1]:.3g}"
+                )
+            said += self._sparse(label)
+            if self.probe.test_examples is not None and self.tests[label] is None:
+                said.append(f"{label}: test scores outside of 0 to 1 are no shares of examples, and are not resampled")
         return tuple(said)
+
+    def _sparse(self, label: str) -> list[str]:
+        """Whether the test set was evaluated too seldom within the delay."""
+        found, (at, _) = self.runs[label], self._curve(label, self.probe.test)
+        first, last = found["train"].step, found["test"].step
+        if not last > first > 0:
+            return []
+        seen, decades = int(((at > first) & (at <= last)).sum()), float(np.log10(last / first))
+        if seen >= min(DECADE * decades, last - first):
+            return []
+        return [f"{label} was evaluated {seen / decades:.3g} times a decade within the delay; {DECADE} are wanted"]
 
 
 def _root(squares: list[Tensor]) -> float:
     return float(torch.stack(squares).sum().sqrt()) if squares else np.nan
-
-
-def _numbers_of(found: Mapping[str, Crossing]) -> dict[str, tuple[float, float]]:
-    """(value, error) of each headline number of one run."""
-    train, test, signal = found["train"], found["test"], found["signal"]
-    return {
-        "step_memorise": (train.step, train.error),
-        "step_generalise": (test.step, test.error),
-        "delay_ratio": ratio(train, test),
-        "loss_delay_ratio": ratio(found["train_loss"], found["test_loss"]),
-        "lead_time": (test.step - signal.step, test.error + signal.error),
-    }
-
-
-def _over_runs(pairs: Floats, never: NDArray[np.bool_]) -> tuple[float, float]:
-    """Median of (value, error) over runs, those that never got there as infinite; nan where it is not finite."""
-    if len(pairs) == 1:
-        return float(pairs[0, 0]), float(pairs[0, 1])
-    values = np.where(never, np.inf, pairs[:, 0])
-    there = ~np.isnan(values)
-    if not there.any() or not np.isfinite(middle := float(np.median(values[there]))):
-        return np.nan, np.nan
-    ends = [np.quantile(values[there], (0.25, 0.75), method=side) for side in ("lower", "higher")]
-    reach = float(np.diff(sum(ends) / 2)[0]) / 2 if np.isfinite(ends).all() else np.nan  # half between quartiles
-    return middle, max(reach, float(np.nanmedian(pairs[:, 1]))) if np.isfinite(reach) else np.nan

@@ -81,6 +81,12 @@ def below_geometric_mean(steps: ArrayLike, losses: ArrayLike) -> Crossing:
     return sustained(at, -seen, -math.sqrt(seen[0] * seen[-1]), slack=0.0, confirm=0)
 
 
+def between(first: Crossing, second: Crossing) -> tuple[float, float]:
+    """second.step - first.step, and the largest distance to one that the evaluations permit; nan where unknown."""
+    value = second.step - first.step
+    return value, max(first.error, second.error) if math.isfinite(value) else math.nan
+
+
 def ratio(first: Crossing, second: Crossing) -> tuple[float, float]:
     """second.step / first.step, and the largest distance to a ratio that the evaluations permit; nan where unknown."""
     if not first.step > 0 or not second.step > 0:
