@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.numerics.stats import ClassMoments, Moments, bootstrap
+from workbench.numerics.stats import ClassMoments, Moments, bootstrap, error_of_mean, known_mean
 
 
 @given(
@@ -92,3 +94,18 @@ def test_bootstrap_keeps_nan_and_refuses_too_little() -> None:
         bootstrap([1.0], lambda x: float(x.mean()), rng)
     with pytest.raises(ValueError, match="level"):
         bootstrap([1.0, 2.0], lambda x: float(x.mean()), rng, level=95)
+
+
+def test_the_error_of_a_mean_is_that_of_independent_observations() -> None:
+    rows = [[1.0, 2.0, np.nan], [4.0, 2.0, 1.0], [9.0, 2.5, 1.0]]
+    columns = [[row[k] for row in rows] for k in range(2)]
+    expected = [statistics.stdev(column) / 3**0.5 for column in columns]
+    np.testing.assert_allclose(error_of_mean(rows), [*expected, np.nan], rtol=1e-14)
+    assert np.isnan(error_of_mean(rows[:1])).tolist() == [True] * 3
+    assert np.isnan(error_of_mean([]))
+
+
+def test_the_known_mean_is_of_finite_values() -> None:
+    assert known_mean([1.0, np.nan, 4.0, np.inf]) == 2.5
+    assert np.isnan(known_mean([np.nan]))
+    assert np.isnan(known_mean([]))

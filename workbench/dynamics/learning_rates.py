@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from workbench.dynamics.labels import learning_rate, missing, trajectories
 from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Rule, Text, fitting
 from workbench.numerics.sampling import Draw
+from workbench.numerics.stats import error_of_mean
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
 from workbench.several import Runs
@@ -98,7 +99,7 @@ class LearningRateSensitivity(Probe[Runs]):
         grid = np.unique(rates)
         groups = [kept[rates == rate] for rate in grid]
         mean = np.array([g.mean() for g in groups])
-        error = np.array([g.std(ddof=1) / math.sqrt(len(g)) if len(g) > 1 else np.nan for g in groups])
+        error = np.array([error_of_mean(g) for g in groups])
         best = int(np.argmin(mean))
         inside = np.abs(np.log10(grid / grid[best])) <= self.decades / 2 + 1e-9
         count, spread = int(inside.sum()), error.copy()

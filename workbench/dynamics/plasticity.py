@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +17,7 @@ from workbench.dynamics.tasks import by_task, members_of
 from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Scale, fitting, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
+from workbench.numerics.stats import error_of_mean, known_mean
 from workbench.pace import Pace
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.probes.dormant_units import DormantUnits, hidden_layers
@@ -157,9 +158,9 @@ class Plasticity(Probe[Any]):
         found: dict[str, Value] = {}
         for name, curve in curves.items():
             for word, place in (("first", 0), ("last", -1)):
-                found[f"{name}_{word}"] = _mean([one[place] for one in map(_known, curve.values) if one.size])
+                found[f"{name}_{word}"] = known_mean([one[place] for one in map(_known, curve.values) if one.size])
         lost = data.plasticity_lost.values[:, -max(data.sizes["task"] // 10, 1) :]
-        return found | {"plasticity_lost": _mean(lost[np.isfinite(lost)])}
+        return found | {"plasticity_lost": known_mean(lost)}
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Dormant units, rank, weights, gradients, re-fit and tasks, a curve for each run."""
@@ -321,7 +322,7 @@ class _Found:
             self.losses[run] = losses
         for name, values in (("refit_loss", losses), ("refit_gap", losses - self._first(run, losses.size))):
             self.values[name][run, column] = values.mean()
-            self.values[f"{name}_error"][run, column] = _spread_of(values)
+            self.values[f"{name}_error"][run, column] = float(error_of_mean(values))
 
     def _first(self, run: int, count: int) -> Floats:
         held = self.losses.get(run, np.full(count, np.nan))
@@ -348,17 +349,8 @@ def _sums(tensors: Mapping[str, Tensor], power: int) -> dict[str, float]:
     return dict(zip(tensors, torch.stack(found).tolist(), strict=True)) if found else {}
 
 
-def _spread_of(values: Floats) -> float:
-    """Standard error of a mean; nan for fewer than two."""
-    return float(values.std(ddof=1) / values.size**0.5) if values.size > 1 else np.nan
-
-
 def _known(values: Floats) -> Floats:
     return values[np.isfinite(values)]
-
-
-def _mean(values: Sequence[float] | Floats) -> float:
-    return float(np.mean(values)) if len(values) else np.nan
 
 
 def _panel(

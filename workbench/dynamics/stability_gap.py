@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from workbench.dynamics.tasks import TaskRecord, each_and_mean, joined_tasks, members_of, over_runs
 from workbench.figure import AnyMark, Axis, Bars, Figure, Line, Panel, Role, Rule
 from workbench.numerics.sampling import Draw
+from workbench.numerics.stats import known_mean
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
 from workbench.several import Runs
@@ -117,7 +118,7 @@ class StabilityGap(Probe[Any]):
         each = {
             "min_accuracy": [_last(w[0]) for w in worst],
             "worst_case_accuracy": [_last(w[1]) for w in worst],
-            "gap": [_mean(fall) for fall in found["fall"]],
+            "gap": [known_mean(fall) for fall in found["fall"]],
         }
         for name, width in (("short", self.short), ("long", self.long)):
             for word, sign in (("forgetting", 1), ("gain", -1)):
@@ -130,7 +131,7 @@ class StabilityGap(Probe[Any]):
         found: dict[str, Value] = {of: float(data[of]) for name in MEASURES for of in (name, f"{name}_error")}
         drift = data.drift.values[:, 1:] if data.sizes["trained"] > 1 else data.drift.values
         if np.isfinite(drift).any():
-            mean = np.array([_mean(drift[..., k]) for k in range(drift.shape[-1])])
+            mean = np.array([known_mean(drift[..., k]) for k in range(drift.shape[-1])])
             found["drifted_most"] = str(data["module"].values[int(np.nanargmax(mean))])
         return found
 
@@ -146,7 +147,7 @@ class StabilityGap(Probe[Any]):
         if np.isfinite(data.min_accuracy):
             marks.append(Rule(float(data.min_accuracy), "y", "min accuracy"))
         at = np.arange(1.0, data.sizes["module"] + 1)
-        drift = np.array([_mean(data.drift.values[:, 1:, k]) for k in range(at.size)])
+        drift = np.array([known_mean(data.drift.values[:, 1:, k]) for k in range(at.size)])
         bars = Bars(at, drift, names=tuple(str(name) for name in data["module"].values))
         return Figure(
             (
@@ -277,8 +278,3 @@ def _notes(records: list[TaskRecord]) -> Iterator[str]:
 def _last(values: Floats) -> float:
     there = values[np.isfinite(values)]
     return float(there[-1]) if there.size else np.nan
-
-
-def _mean(values: Floats) -> float:
-    there = values[np.isfinite(values)]
-    return float(there.mean()) if there.size else np.nan

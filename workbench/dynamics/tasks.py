@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.numerics.crossings import known
+from workbench.numerics.stats import error_of_mean
 from workbench.probe import Variable
 from workbench.several import Runs
 from workbench.trajectory import Trajectory
@@ -147,11 +148,6 @@ def over_runs(measured: Mapping[str, Floats]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in measured.items():
         found[f"run_{name}"] = values
-        found[name], found[f"{name}_error"] = _mean(values)
+        found[name] = float(np.mean(values)) if values.size else np.nan
+        found[f"{name}_error"] = float(error_of_mean(values))
     return found
-
-
-def _mean(values: Floats) -> tuple[float, float]:
-    """Mean over runs and its standard error; no error of a single run."""
-    mean = float(np.mean(values)) if values.size else np.nan
-    return mean, float(values.std(ddof=1) / values.size**0.5) if values.size > 1 else np.nan

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from workbench.numerics import quadrature as quad
 from workbench.numerics.krylov import Krylov
 from workbench.numerics.quadrature import Quadrature
+from workbench.numerics.stats import error_of_mean
 
 Floats = NDArray[np.float64]
 Starts = Sequence[tuple[Floats, Floats]]
@@ -69,7 +70,7 @@ def between_starts(state: Krylov, size: int, slack: float, others: Starts, found
     ends = _ends(state)
     measures = [quad.with_atoms(_snapped(quad.gauss(*run), *ends, slack), size, *ends) for run in _runs(state, others)]
     curves = np.stack([quad.smooth(measure, found.grid, found.width) for measure in measures])
-    return curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
+    return error_of_mean(curves)
 
 
 def spectral_measure(

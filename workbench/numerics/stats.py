@@ -109,6 +109,21 @@ class ClassMoments:
         return self.scatter.sum() / self.counts.sum()
 
 
+def known_mean(values: ArrayLike) -> float:
+    """The mean of those values that are finite; nan without any."""
+    array = np.asarray(values, dtype=np.float64)
+    finite = array[np.isfinite(array)]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def error_of_mean(values: ArrayLike) -> NDArray[np.float64]:
+    """Standard error of the mean of independent observations (n, ...), entry by entry; nan for fewer than two."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return np.full(array.shape[1:], np.nan)
+    return array.std(axis=0, ddof=1) / math.sqrt(len(array))
+
+
 def jackknife_error(replicates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Standard error of a statistic from its values (m, ...) with each of m examples or equal groups left out.
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from workbench.data import Batch
 from workbench.figure import Axis, Figure, Panel, Points, Rule, Text
 from workbench.numerics.sampling import Draw
+from workbench.numerics.stats import error_of_mean
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
 from workbench.shell import precise
@@ -245,7 +246,5 @@ def _numbers(parts: list[Tensor], ends: list[Tensor]) -> dict[str, np.ndarray]:
         spread = np.sqrt((off**2).sum(0) * n / (n - 1)) / pairs.sum(0) if n > 1 else np.full_like(mean, np.nan)
         found = {"rms": np.sqrt(mean), "rms_error": spread / (2 * np.sqrt(mean))}
         for place, name in ((2, "entropy"), (3, "relative_entropy")):
-            found[name] = each[..., place].mean(0)
-            alone = np.full_like(mean, np.nan)
-            found[f"{name}_error"] = each[..., place].std(0, ddof=1) / math.sqrt(n) if n > 1 else alone
+            found[name], found[f"{name}_error"] = each[..., place].mean(0), error_of_mean(each[..., place])
     return found | {"largest": extremes[:, 0].max(0), "smallest": extremes[:, 1].min(0)}

@@ -29,7 +29,7 @@ from workbench.imbalance import Theory, inapplicable, predict, row_lengths
 from workbench.numerics import frames
 from workbench.numerics.collapse import of_moments
 from workbench.numerics.sampling import Draw
-from workbench.numerics.stats import ClassMoments
+from workbench.numerics.stats import ClassMoments, known_mean
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.subject import Subject
@@ -224,8 +224,8 @@ def _lengths(data: xr.Dataset, classes: np.ndarray) -> Panel:
     rows = data.classifier_norm.values
     marks = (
         Rule(1.0),
-        Points(classes, means / _mean(means), error / _mean(means), label="class means"),
-        Points(classes, rows / _mean(rows), label="classifier rows", role="second"),
+        Points(classes, means / known_mean(means), error / known_mean(means), label="class means"),
+        Points(classes, rows / known_mean(rows), label="classifier rows", role="second"),
     )
     return Panel(marks, Axis("class"), Axis("length / mean length"))
 
@@ -238,10 +238,6 @@ def _beside_theory(data: xr.Dataset, classes: np.ndarray) -> Panel:
         Points(classes, data.classifier_norm.values, label="classifier rows", role="second"),
     )
     return Panel(marks, Axis("class"), Axis("length, uncentred"))
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 @dataclass

@@ -16,7 +16,7 @@ from workbench.figure import Axis, Band, Figure, Line, Panel, Points, Rule, fitt
 from workbench.numerics.eigenframework import kernel_risk
 from workbench.numerics.kernel_ridge import KernelRidge
 from workbench.numerics.sampling import Draw
-from workbench.numerics.stats import jackknife_error
+from workbench.numerics.stats import error_of_mean, jackknife_error
 from workbench.operators.tangent_examples import picked, targets
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
 from workbench.operators.tangent_named import blocks, doubled, named, naming, reported
@@ -201,9 +201,7 @@ class _Run:
             ]
             found.append([self.regress(theta, order, int(n)) for n in self.sizes])
             every = np.array(found)
-            self.values["measured"] = every.mean(0)
-            if len(found) > 1:
-                self.values["measured_error"] = every.std(0, ddof=1) / np.sqrt(len(found))
+            self.values["measured"], self.values["measured_error"] = every.mean(0), error_of_mean(every)
             yield self.report(0.7 + 0.3 * (trial + 1) / self.probe.trials)
 
     def regress(self, theta: Tensor, order: Tensor, n: int) -> float:

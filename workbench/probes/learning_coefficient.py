@@ -15,6 +15,7 @@ from workbench.figure import AnyMark, Axis, Band, Figure, Heat, Line, Panel, Rol
 from workbench.numerics.basis import norm
 from workbench.numerics.chains import Diagnosis
 from workbench.numerics.sampling import Draw
+from workbench.numerics.stats import error_of_mean
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
 from workbench.sgld import ACCEPTANCE, ROUND, Ensemble, Posterior, Tuning, start, tune
@@ -365,7 +366,7 @@ def _running(data: xr.Dataset) -> Panel:
     draw = data["draw"].values[kept].astype(float)
     means = float(data.inverse_temperature) * np.cumsum(data.excess_loss.values[:, kept], axis=1) / draw
     middle = means.mean(axis=0)
-    spread = means.std(axis=0, ddof=1) / math.sqrt(len(means)) if len(means) > 1 else np.full(len(middle), math.nan)
+    spread = error_of_mean(means)
     half = float(data.parameters) / 2
     marks: list[AnyMark] = [Band(draw, middle - spread, middle + spread, "standard error"), Line(draw, middle, "mean")]
     if half <= 3 * abs(float(np.nanmax(np.abs(middle), initial=0.0))):

@@ -17,6 +17,7 @@ from workbench.activations import Layer, catch, choose_layers
 from workbench.data import Batch
 from workbench.figure import Axis, Band, Figure, Line, Panel, Points, Role
 from workbench.numerics.sampling import Draw
+from workbench.numerics.stats import error_of_mean
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
 from workbench.subject import Subject
@@ -223,7 +224,5 @@ def _values(found: dict[str, list[Tensor]], sizes: list[int]) -> dict[str, NDArr
         if found[place]:
             counts = torch.cat(found[place]).cpu().numpy()
             for name, values in (("changing", counts), ("total", counts.sum(1))):
-                made[name][row] = values.mean(0)
-                if len(values) > 1:
-                    made[f"{name}_error"][row] = values.std(0, ddof=1) / np.sqrt(len(values))
+                made[name][row], made[f"{name}_error"][row] = values.mean(0), error_of_mean(values)
     return made | {"fraction": made["changing"] / sizes, "fraction_error": made["changing_error"] / sizes}

@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.activations import Layer, choose_layers
 from workbench.figure import Axis, Figure, Panel, Points
 from workbench.numerics.sampling import Draw
-from workbench.numerics.stats import jackknife_error
+from workbench.numerics.stats import error_of_mean, jackknife_error
 from workbench.pooling import POOLS, Kept, Pool, common_order, example_rows, widths
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
@@ -177,9 +177,7 @@ class _Run:
         self.baselines.append(np.array(found).T)
         every = np.array(self.baselines)
         for name, values in zip(("baseline", "centred_baseline"), np.moveaxis(every, 1, 0), strict=True):
-            self.values[name] = values.mean(0)
-            if len(values) > 1:
-                self.values[f"{name}_error"] = values.std(0, ddof=1) / math.sqrt(len(values))
+            self.values[name], self.values[f"{name}_error"] = values.mean(0), error_of_mean(values)
         return self.report(3 + len(self.layers) + number)
 
     def report(self, step: int) -> Reading:

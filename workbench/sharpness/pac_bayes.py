@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from workbench.numerics.basis import norm
+from workbench.numerics.stats import error_of_mean
 from workbench.sharpness.found import Found, NotDefined
 from workbench.sharpness.point import Point
 from workbench.sharpness.scales import moved
@@ -45,8 +46,7 @@ class _Bisection:
     def learn(self, sigma: float, drops: list[float]) -> None:
         """Take in the drops of all draws at one σ; an accuracy that grows is no drop."""
         found = float(np.mean(drops))
-        error = float(np.std(drops, ddof=1)) / math.sqrt(len(drops)) if len(drops) > 1 else math.nan
-        self.tries.append((sigma, found, error))
+        self.tries.append((sigma, found, float(error_of_mean(drops))))
         self.ends = (sigma, self.ends[1]) if found <= self.drop else (self.ends[0], sigma)
 
     @property
