@@ -70,6 +70,21 @@ def test_they_are_found_among_examples_with_weak_signals(tmp_path: Path) -> None
     assert not any("more than one step apart" in note for note in reading.notes)
 
 
+def test_without_a_hessian_all_but_the_energies_is_there(tmp_path: Path) -> None:
+    """√(w²) at w = 0 has a value, but no derivative that is finite."""
+
+    class Kinked(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + (self.weight[0, 1] ** 2).sqrt()
+
+    path = train(tmp_path / "run", SWUNG, 2)
+    reading = OpposingSignals(step=0).run(path.using(Kinked(2, 1, bias=False).double()))
+    assert float(reading.data.picked_at) == 0
+    assert np.isnan(reading.data.group_energy).all()
+    assert not reading.converged
+    assert any("energies could not be measured" in note for note in reading.notes)
+
+
 def test_gaps_between_checkpoints_are_said_and_steps_must_exist(tmp_path: Path) -> None:
     trajectory = train(tmp_path / "run", SWUNG, 4, every=2)
     assert any("more than one step apart" in note for note in OpposingSignals().run(trajectory).notes)
