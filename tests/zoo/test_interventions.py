@@ -16,6 +16,7 @@ from workbench.zoo.interventions import (
     ContinualBackprop,
     Intervention,
     NormProjection,
+    RecycleDormant,
     WeightPenalty,
     normalised_dense,
     shrink_and_perturb,
@@ -215,3 +216,99 @@ def test_hooks_go_and_what_has_no_hidden_layer_is_refused() -> None:
     linear = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="found no linear, activation, linear"):
         ContinualBackprop(linear, torch.optim.SGD(linear.parameters(), lr=0.1))
+
+
+# ------------------------------------------------------------------------ recycling dormant units
+
+
+def with_dormant_units(dormant: dict[int, list[int]], dead: bool) -> nn.Sequential:
+    """Units of a layer that are 0 for every input, or hardly above it."""
+    model = dense((5, 8, 6, 3), "relu").double()
+    with torch.no_grad():
+        for layer in (1, 2):
+            linear, places = model[1 + 2 * (layer - 1)], dormant.get(layer, [])
+            linear.bias += 1.0
+            linear.weight[places] = 0
+            linear.bias[places] = -1.0 if dead else 1e-3
+    return model
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    first=st.sets(st.integers(0, 7), max_size=5),
+    second=st.sets(st.integers(0, 5), max_size=4),
+    dead=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_recycling_takes_away_what_dormant_units_gave_and_nothing_else(
+    first: set[int], second: set[int], dead: bool, seed: int
+) -> None:
+    """By hand: the outputs with the dormant activations set to 0; unchanged to the bit's neighbourhood where dead."""
+    chosen = {1: sorted(first), 2: sorted(second)}
+    model, x = with_dormant_units(chosen, dead), data()[0]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    arm = RecycleDormant(model, optimizer, every=2, seed=seed)
+    old = copy.deepcopy(model)
+    kept = [torch.ones(n, dtype=torch.float64) for n in (8, 6)]
+    for places, mask in zip(chosen.values(), kept, strict=True):
+        mask[places] = 0
+    hidden = old.activation1(old.linear1(x)) * kept[0]
+    wanted = old.linear3(old.activation2(old.linear2(hidden)) * kept[1])
+    if dead:
+        torch.testing.assert_close(wanted, old(x), rtol=1e-13, atol=1e-13)
+    descend(model, optimizer, arm, steps=1)
+    assert all(torch.equal(a, b) for a, b in zip(old.parameters(), model.parameters(), strict=True)), "not yet"
+    descend(model, optimizer, arm, steps=1)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-12, atol=1e-12)
+    assert arm.recycled == len(first) + len(second)
+    for layer, places in chosen.items():
+        into, out = model[1 + 2 * (layer - 1)], model[1 + 2 * layer]
+        before = old[1 + 2 * (layer - 1)]
+        assert (out.weight[:, places] == 0).all()
+        rest = [i for i in range(into.out_features) if i not in places]
+        heard = [i for i in range(into.in_features) if i not in chosen.get(layer - 1, [])]
+        assert (into.weight[places][:, heard] != before.weight[places][:, heard]).all()
+        assert (into.weight[places].abs() <= into.in_features**-0.5).all()
+        assert (into.bias[places] != before.bias[places]).all()
+        assert torch.equal(into.weight[rest][:, heard], before.weight[rest][:, heard])
+        assert torch.equal(into.bias[rest], before.bias[rest])
+
+
+def test_recycled_units_learn_again_from_fresh_moments_and_the_others_keep_theirs() -> None:
+    model = with_dormant_units({1: [2, 5]}, dead=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    arm = RecycleDormant(model, optimizer, every=4)
+    descend(model, optimizer, arm, steps=3)
+    assert all((optimizer.state[p]["exp_avg_sq"] > 0).any() for p in model.parameters())
+    assert (optimizer.state[model.linear2.weight]["exp_avg_sq"][:, [2, 5]] > 0).any()
+    descend(model, optimizer, arm, steps=1)
+    for moment in ("exp_avg", "exp_avg_sq"):
+        held = [optimizer.state[p][moment] for p in (model.linear1.weight, model.linear1.bias, model.linear2.weight)]
+        assert held[0][[2, 5]].abs().sum() == held[1][[2, 5]].abs().sum() == held[2][:, [2, 5]].abs().sum() == 0
+        assert (held[0].abs().sum(1) > 0).sum() == 6
+        assert (held[2].abs().sum(0) > 0).sum() == 6
+    assert arm.recycled == 2
+    before = model.linear2.weight[:, [2, 5]].detach().clone()
+    descend(model, torch.optim.SGD(model.parameters(), lr=0.1), arm, steps=1)
+    assert (model.linear2.weight[:, [2, 5]] != before).any(), "they hear of the loss again"
+
+
+def test_the_threshold_of_dormancy_holds_with_equality_and_a_layer_of_zeros_is_all_dormant() -> None:
+    model = dense((3, 3, 2), "relu").double()
+    with torch.no_grad():
+        model.linear1.weight.zero_()
+        model.linear1.bias.copy_(torch.tensor([0.0, 1.0, 3.0]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    arms = [RecycleDormant(model, optimizer, tau) for tau in (0.0, 0.74, 0.75, 3.0)]
+    assert [arm.dormant(arm.layers[0]) for arm in arms] == [[]] * 4, "no batch was seen"
+    model(torch.randn(4, 3, dtype=torch.float64))
+    assert [arm.dormant(arm.layers[0]) for arm in arms] == [[0], [0], [0, 1], [0, 1, 2]]
+    with torch.no_grad():
+        model.linear1.bias.fill_(-1.0)
+    model(torch.randn(4, 3, dtype=torch.float64))
+    assert arms[0].dormant(arms[0].layers[0]) == [0, 1, 2]
+    for arm in arms:
+        arm.close()
+    assert not any(m._forward_hooks for m in model.modules())
+    with pytest.raises(ValueError, match="tau >= 0 and every >= 1"):
+        RecycleDormant(model, optimizer, every=0)

@@ -148,7 +148,67 @@ class Units:
         return 1 - decay ** self.age.clamp_min(1).to(self.mean.dtype)
 
 
-class ContinualBackprop(Intervention):
+class UnitIntervention(Intervention):
+    """Hears of the hidden units of a model, and begins units anew: what resets of single units have in common.
+
+    Hidden layers are the linear maps in an ``nn.Sequential`` that lead through an activation (and, if there is one, a
+    LayerNorm or dropout before it) to the next linear map; convolutions are left alone.
+
+    Args:
+        model: hooks sit on its activations until :meth:`close`.
+        optimizer: whose moments are reset; entries of its state that have the parameter's shape.
+        seed: of the new weights.
+
+    Raises:
+        ValueError: no such hidden layer.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> None:
+        self._optimizer, self._generator = optimizer, torch.Generator().manual_seed(seed)
+        self.layers: list[Units] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        for into, activation, out in _hidden(model):
+            utility, mean, age = into.weight.new_zeros(3, into.out_features).unbind()
+            units = Units(into, out, utility, mean, age)
+            self.layers.append(units)
+            self._hooks.append(activation.register_forward_hook(units.keep))
+        if not self.layers:
+            raise ValueError(f"{type(self).__name__} found no linear, activation, linear in a row in a Sequential.")
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    @torch.no_grad()
+    def redraw(self, units: Units, places: Sequence[int]) -> None:
+        """Draw incoming weights and biases of units from U(±1/√fan_in), as in the initialisation; moments 0."""
+        into, where = units.into, list(places)
+        bound = 1 / math.sqrt(into.in_features)
+        drawn = torch.rand(len(where), into.in_features + 1, generator=self._generator, dtype=torch.float64)
+        new = (2 * drawn.to(into.weight) - 1) * bound
+        into.weight[where] = new[:, :-1]
+        self._forget(into.weight, (where,))
+        for bias in _bias(into):
+            bias[where] = new[:, -1]
+            self._forget(bias, (where,))
+
+    @torch.no_grad()
+    def silence(self, units: Units, places: Sequence[int]) -> None:
+        """Set outgoing weights of units to 0, and their moments."""
+        where = (slice(None), list(places))
+        units.out.weight[where] = 0
+        self._forget(units.out.weight, where)
+
+    def _forget(self, parameter: Tensor, where: tuple[slice | list[int], ...]) -> None:
+        """Zero the optimizer's moments of some entries."""
+        for held in self._optimizer.state.get(parameter, {}).values():
+            if isinstance(held, Tensor) and held.shape == parameter.shape:
+                held[where] = 0
+
+
+class ContinualBackprop(UnitIntervention):
     """Continual backpropagation (Dohare et al. 2024): now and then the least useful old units begin anew.
 
     After each step, for each unit of a hidden layer with activations h: utility u ← decay · u + (1 - decay) · E|h| ·
@@ -182,23 +242,8 @@ class ContinualBackprop(Intervention):
         decay: float = 0.99,
         seed: int = 0,
     ) -> None:
-        self.rate, self.maturity, self.decay, self._optimizer = rate, maturity, decay, optimizer
-        self._generator = torch.Generator().manual_seed(seed)
-        self.layers: list[Units] = []
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        for into, activation, out in _hidden(model):
-            utility, mean, age = into.weight.new_zeros(3, into.out_features).unbind()
-            units = Units(into, out, utility, mean, age)
-            self.layers.append(units)
-            self._hooks.append(activation.register_forward_hook(units.keep))
-        if not self.layers:
-            raise ValueError("continual backpropagation found no linear, activation, linear in a row in a Sequential.")
-
-    def close(self) -> None:
-        """Take the hooks away."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        super().__init__(model, optimizer, seed)
+        self.rate, self.maturity, self.decay = rate, maturity, decay
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -228,27 +273,74 @@ class ContinualBackprop(Intervention):
     @torch.no_grad()
     def replace(self, units: Units, place: int) -> None:
         """Begin one unit anew."""
-        into, out = units.into, units.out
+        out = units.out
         for bias in _bias(out):
             bias += out.weight[:, place] * (units.mean / units.correction(self.decay))[place]
-        bound = 1 / math.sqrt(into.in_features)
-        drawn = torch.rand(into.in_features + 1, generator=self._generator, dtype=torch.float64).to(into.weight)
-        new = (2 * drawn - 1) * bound
-        into.weight[place] = new[:-1]
-        for bias in _bias(into):
-            bias[place] = new[-1]
-            self._forget(bias, (place,))
-        out.weight[:, place] = 0
-        self._forget(into.weight, (place,))
-        self._forget(out.weight, (slice(None), place))
+        self.redraw(units, [place])
+        self.silence(units, [place])
         for seen in (units.utility, units.mean, units.age):
             seen[place] = 0
 
-    def _forget(self, parameter: Tensor, where: tuple[int | slice, ...]) -> None:
-        """Zero the optimizer's moments of some entries."""
-        for held in self._optimizer.state.get(parameter, {}).values():
-            if isinstance(held, Tensor) and held.shape == parameter.shape:
-                held[where] = 0
+
+class RecycleDormant(UnitIntervention):
+    """ReDo (Sokar et al. 2023): every so many steps the dormant units of every hidden layer begin anew.
+
+    Unit i of a layer with activations h is dormant where E|h_i| <= ``tau`` · mean_k E|h_k| on the last batch, as
+    DormantUnits has it; all units of a layer that is 0 everywhere are. The dormant units of all layers get incoming
+    weights and biases from U(±1/√fan_in), then outgoing weights 0, and 0 for the optimizer's moments of all these. So
+    the outputs lose what the dormant units gave to them, and nothing where they were 0. A LayerNorm on the way keeps
+    its scale and bias. ``recycled`` counts units.
+
+    Hidden layers are those of :class:`UnitIntervention`.
+
+    Args:
+        model: hooks sit on its activations until ``close``.
+        optimizer: whose moments are reset; entries of its state that have the parameter's shape.
+        tau: 0: only units that are 0 on the whole batch.
+        every: steps between two moments of recycling.
+        seed: of the new weights.
+
+    Raises:
+        ValueError: no such hidden layer, a negative ``tau``, or ``every`` below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        tau: float = 0.025,
+        every: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        if tau < 0 or every < 1:
+            raise ValueError(f"RecycleDormant wants tau >= 0 and every >= 1; got tau={tau!r} and every={every!r}.")
+        super().__init__(model, optimizer, seed)
+        self.tau, self.every, self.recycled, self._count = tau, every, 0, 0
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Recycle where it is time, by the activations of the last forward pass."""
+        self._count += 1
+        if self._count % self.every == 0:
+            self.recycle()
+
+    @torch.no_grad()
+    def recycle(self) -> None:
+        """Begin the dormant units anew; layers of which no batch was seen are left alone."""
+        chosen = [(units, self.dormant(units)) for units in self.layers]
+        for units, places in chosen:
+            self.redraw(units, places)
+            self.recycled += len(places)
+        # Only now, so that new incoming weights of the next layer bring no unit back that shall be silent.
+        for units, places in chosen:
+            self.silence(units, places)
+
+    def dormant(self, units: Units) -> list[int]:
+        """The dormant units of one layer."""
+        if units.values is None:
+            return []
+        size = units.values.abs().double().mean(0)
+        return (size <= self.tau * size.mean()).nonzero().flatten().tolist()
 
 
 def _bias(linear: nn.Linear) -> list[Tensor]:
