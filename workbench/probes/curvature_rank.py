@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Rule
+from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Rule, fitting
 from workbench.numerics.basis import dot, norm
 from workbench.numerics.curvature_rank import covered, mean_cosine, negative_part, rank_of, share_of
 from workbench.numerics.density import spectral_measure
@@ -143,7 +143,7 @@ class CurvatureRank(Probe[Subject]):
         if math.isfinite(rank):
             marks.append(Rule(rank, "x", "rank"))
         title = f"rank {rank:.4g} ± {error:.2g} of {int(data.parameters)}" if math.isfinite(rank) else "rank unknown"
-        x = Axis("eigenvalues, largest |λ| first", "log")
+        x = fitting("eigenvalues, largest |λ| first", "log", number)
         return Figure((Panel(tuple(marks), x, Axis("share of Σ|λ|", limits=(0.0, 1.02))),), title=title)
 
     def estimate(self, subject: Subject) -> Cost:
