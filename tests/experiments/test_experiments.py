@@ -15,6 +15,7 @@ from workbench.experiments.arms import evaluation_steps
 from workbench.experiments.experiment import Experiment, Verdict, judge
 from workbench.experiments.lazy_to_rich import GrokkingLazyToRich
 from workbench.experiments.modular_addition import GrokkingModularAddition
+from workbench.zoo.transformer import Block, Transformer
 
 QUICK = {
     GrokkingLazyToRich: GrokkingLazyToRich(arms=2, dimension=4, width=20, examples=12, steps=30),
@@ -40,6 +41,41 @@ def test_a_tiny_run_gives_a_verdict_of_plain_values_at_every_moment(cls) -> None
         assert verdict.passed <= (verdict.statistic >= verdict.threshold)
         assert str(verdict).startswith(("passed: ", "failed: "))
     assert not seen[0].passed, "nothing is known yet"
+
+
+NETS: tuple[modular_addition.Kind, ...] = ("quadratic", "relu", "transformer")
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_each_net_learns_by_heart_and_tells_its_frequencies(net: modular_addition.Kind) -> None:
+    made = GrokkingModularAddition(modulus=7, net=net, width=16, learning_rate=0.02, steps=60)
+    reading = made.run(seed=3)
+    assert reading.data.train_score.max() == 1, "half of 49 pairs"
+    assert made.estimate(None).bytes > 4 * sum(p.numel() for p in made.build(0).parameters())
+    torch.testing.assert_close(made.build(5).state_dict(), made.build(5).state_dict(), rtol=0, atol=0)
+    assert reading.data.top_share.values == pytest.approx(1), "three frequencies, of which five are all"
+    assert float(reading.data.gini[0]) == reading.summary["gini"]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_net_comes_with_its_recipe_unless_settings_say_otherwise(net: modular_addition.Kind) -> None:
+    usual, other = GrokkingModularAddition(net=net), GrokkingModularAddition(net=net, width=20, learning_rate=0.1)
+    assert (other.recipe.width, other.recipe.rate) == (20, 0.1)
+    assert usual.recipe == modular_addition.RECIPES[net]
+    first = next(m for m in usual.build(0).modules() if isinstance(m, torch.nn.Embedding))
+    assert tuple(first.weight.shape) == (47, usual.recipe.width)
+
+
+def test_the_transformer_is_the_one_that_is_described() -> None:
+    block = GrokkingModularAddition(net="transformer", initial_scale=0.5).build(0)
+    assert isinstance(block, Transformer)
+    assert (len(block.blocks), block.places.shape[0], block.read) == (1, 2, "last")
+    layer = block.blocks[0]
+    assert isinstance(layer, Block)
+    assert (layer.query.in_features // layer.head, layer.up.out_features, layer.down.in_features) == (4, 128, 128)
+    assert block.embedding.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    with pytest.raises(ValueError, match="width=10 must be a multiple of 4"):
+        GrokkingModularAddition(net="transformer", width=10)
 
 
 @pytest.mark.parametrize("cls", QUICK)
@@ -85,12 +121,28 @@ def test_the_kernel_must_turn_towards_the_targets_at_each_scale(aligned: float, 
 
 
 @pytest.mark.parametrize(
-    ("ratio", "control", "passed"), [(5, 0.1, True), (2, 0.1, False), (5, 0.9, False), (math.nan, 0.1, False)]
+    ("net", "ratio", "control", "share", "passed"),
+    [
+        ("quadratic", 4, 0.1, 0.1, True),
+        ("quadratic", 2, 0.1, 0.9, False),
+        ("quadratic", 4, 0.9, 0.9, False),
+        ("quadratic", math.nan, 0.1, 0.9, False),
+        ("relu", 4, 0.1, 0.9, False),
+        ("relu", 5, 0.1, 0.1, True),
+        ("transformer", 4, 0.1, 0.61, True),
+        ("transformer", 4, 0.1, 0.59, False),
+        ("transformer", 4, 0.1, math.nan, False),
+        ("transformer", 2, 0.1, 0.9, False),
+        ("transformer", 4, 0.3, 0.9, False),
+    ],
 )
-def test_only_weight_decay_may_generalise(ratio: float, control: float, passed: bool) -> None:
+def test_only_weight_decay_may_generalise(net, ratio: float, control: float, share: float, passed: bool) -> None:
     scores = np.array([[0.1, 1.0], [control, math.nan]])
     data = xr.Dataset({"delay_ratio": ("arm", [ratio, math.nan]), "test_score": (("arm", "step"), scores)})
-    assert GrokkingModularAddition().verdict(data).passed is passed
+    data["top_share"] = ("arm", [share, 0.9])
+    verdict = GrokkingModularAddition(net=net).verdict(data)
+    assert verdict.passed is passed
+    assert verdict.threshold == (5 if net == "relu" else 3)
 
 
 def test_training_that_diverges_says_so_and_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:

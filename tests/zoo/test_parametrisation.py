@@ -154,6 +154,8 @@ def test_unknown_words_are_answered_with_the_known_ones() -> None:
         parametrised(lambda w: dense([4, w, 2]), 64, 32, "sp")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="multiple of head"):
         transformer(width=10, head=8)
+    with pytest.raises(ValueError, match="all sizes >= 1"):
+        transformer(hidden=-1)
     with pytest.raises(ValueError, match="'last', 'mean' or 'every'"):
         transformer(read="first")  # type: ignore[arg-type]
 
@@ -166,6 +168,11 @@ def test_a_transformer_depends_on_its_arguments_alone() -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
     assert transformer(read="every")(TOKENS).shape == (32, 8, 16)
+    small = transformer(hidden=5, embedding_scale=0.1).state_dict()
+    assert small["blocks.0.up.weight"].shape == (5, 32)
+    assert transformer().state_dict()["blocks.0.up.weight"].shape == (128, 32)
+    assert torch.allclose(small["embedding.weight"], 0.1 * transformer().state_dict()["embedding.weight"])
+    assert torch.allclose(small["places"], 0.1 * transformer().state_dict()["places"])
 
 
 def test_a_causal_transformer_does_not_look_ahead() -> None:
