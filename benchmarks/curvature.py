@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import importlib
 import json
 import os
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 from scipy.sparse.linalg import eigsh
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
+from turns import Encoder, Residual, Seconds, fitted, turns
 
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.operator import Matrix
@@ -51,39 +51,6 @@ RESULT = Path(__file__).parent / "results" / "curvature.json"
 # --- nets ------------------------------------------------------------------------------------------------------------
 
 
-class Residual(nn.Module):
-    """Two convolutions with BatchNorm and a way around them."""
-
-    def __init__(self, ins: int, outs: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(ins, outs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outs),
-            nn.ReLU(),
-            nn.Conv2d(outs, outs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outs),
-        )
-        same = stride == 1 and ins == outs
-        self.around = nn.Identity() if same else nn.Conv2d(ins, outs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.around(x))
-
-
-class Encoder(nn.Module):
-    """Two transformer layers over tokens, mean, classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(50, 64)
-        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
-        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(ids)).mean(1))
-
-
 def dense() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
     return net, torch.randn(512, 784)
@@ -97,7 +64,7 @@ def resnet() -> tuple[nn.Module, Tensor]:
 
 
 def transformer() -> tuple[nn.Module, Tensor]:
-    return Encoder(), torch.randint(0, 50, (64, 24))
+    return Encoder(64, 2), torch.randint(0, 50, (64, 24))
 
 
 Make = Callable[[], tuple[nn.Module, Tensor]]
@@ -112,38 +79,12 @@ def prepared(name: str, device: str) -> tuple[nn.Module, Tensor, Tensor]:
     net, x = NETS[name]()
     net, x = net.to(device), x.to(device)
     y = torch.randint(0, 10, (len(x),), device=device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for _ in range(STEPS[name]):
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return net.eval(), x, y
+    return fitted(net, x, y, STEPS[name]).eval(), x, y
 
 
-# --- turns -----------------------------------------------------------------------------------------------------------
-
-
-def turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """CPU and wall seconds of each contender, one after another in every round; the first round only warms."""
-    found: dict[str, dict[str, list[float]]] = {name: {"cpu": [], "wall": []} for name in contenders}
-    for number in range(rounds + 1):
-        for name, work in contenders.items():
-            gc.collect()
-            cpu, wall = time.process_time(), time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number:
-                found[name]["cpu"].append(time.process_time() - cpu)
-                found[name]["wall"].append(time.perf_counter() - wall)
-    return found
-
-
-def ratio(times: dict[str, dict[str, list[float]]], name: str, over: str) -> dict[str, float]:
+def ratio(times: Seconds, name: str, over: str) -> dict[str, float]:
     """The median over rounds of CPU(name) / CPU(over), its range, and that of wall time."""
-    each = np.array(times[name]["cpu"]) / np.array(times[over]["cpu"])
-    wall = np.array(times[name]["wall"]) / np.array(times[over]["wall"])
+    each, wall = (times[name][clock] / times[over][clock] for clock in ("cpu", "wall"))
     found = {"cpu": np.median(each), "low": each.min(), "high": each.max(), "wall": np.median(wall)}
     return {key: round(float(value), 3) for key, value in found.items()}
 
@@ -405,12 +346,7 @@ def _small(steps: int = 150) -> tuple[nn.Module, Tensor, Tensor]:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 10)).double()
     x, y = (t[:512] for t in digits().train)
     x = x.double()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    return net, x, y
+    return fitted(net, x, y, steps, 1e-2), x, y
 
 
 # --- a whole reading, and memory -------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import gc
 import importlib
 import io
 import itertools
@@ -35,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from turns import Encoder, Residual, Seconds, fitted, turns
 
 from workbench.landscape.directions import mover, random_direction
 from workbench.landscape.points import PlanePoints
@@ -54,39 +54,6 @@ AIMS = {
 
 
 # --- nets ------------------------------------------------------------------------------------------------------------
-
-
-class Residual(nn.Module):
-    """Two convolutions with BatchNorm and a way around them."""
-
-    def __init__(self, ins: int, outs: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(ins, outs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outs),
-            nn.ReLU(),
-            nn.Conv2d(outs, outs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outs),
-        )
-        same = stride == 1 and ins == outs
-        self.around = nn.Identity() if same else nn.Conv2d(ins, outs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.around(x))
-
-
-class Encoder(nn.Module):
-    """Transformer layers over tokens, mean, classifier."""
-
-    def __init__(self, width: int, layers: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(50, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True)
-        self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(ids)).mean(1))
 
 
 def perceptron(*widths: int) -> nn.Module:
@@ -120,13 +87,7 @@ def prepared(name: str, device: str) -> tuple[nn.Module, Tensor, Tensor, int]:
     torch.manual_seed(0)
     net, x, side = net_of(name)
     net, x, y = net.to(device), x.to(device), torch.randint(0, 10, (len(x),), device=device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for _ in range(10):
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return net.eval(), x, y, side
+    return fitted(net, x, y, 10).eval(), x, y, side
 
 
 # --- contenders ------------------------------------------------------------------------------------------------------
@@ -207,26 +168,7 @@ def peak(device: str) -> Callable[[], Any]:
     return lambda: [a @ b for _ in range(16)]
 
 
-# --- turns -----------------------------------------------------------------------------------------------------------
-
-
-def turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, np.ndarray]]:
-    """CPU and wall seconds of each contender, one after another in every round; the first round only warms."""
-    found: dict[str, Any] = {name: {"cpu": [], "wall": []} for name in contenders}
-    for number in range(rounds + 1):
-        for name, work in contenders.items():
-            gc.collect()
-            cpu, wall = time.process_time(), time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number:
-                found[name]["cpu"].append(time.process_time() - cpu)
-                found[name]["wall"].append(time.perf_counter() - wall)
-    return {name: {clock: np.array(seconds) for clock, seconds in each.items()} for name, each in found.items()}
-
-
-def ratio(times: dict[str, dict[str, np.ndarray]], name: str, over: str, clock: str) -> dict[str, float]:
+def ratio(times: Seconds, name: str, over: str, clock: str) -> dict[str, float]:
     """The ratio of medians over rounds, and the range of the rounds' own ratios."""
     one, other = times[name][clock], times[over][clock]
     each = one / other
