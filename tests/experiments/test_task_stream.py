@@ -110,6 +110,15 @@ def test_signs_are_those_of_the_task_at_hand_by_hand() -> None:
     assert found["weight_rms"] == approx(matrices.square().mean().sqrt().item(), rel=1e-5)
 
 
+def test_features_that_are_all_zero_have_rank_zero() -> None:
+    net = plain(1)
+    with torch.no_grad():
+        net.linear2.weight[:], net.linear2.bias[:] = 0, -1
+    found = signs(net, plain(0), task(1))
+    assert (found["effective_rank"], found["effective_rank_error"]) == (0, 0)
+    assert found["dead_fraction"] >= 6 / 14
+
+
 def test_the_effective_rate_is_the_learning_rate_over_the_norm_of_the_named_weights() -> None:
     arm = Arm("plain", plain, 0.02)
     learner = arm.begin(3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ Score = Literal["online_accuracy", "end_accuracy"]
 SIGNS = {
     "dead_fraction": ("total_dead_fraction", "share of hidden units that are 0 on every example of the task"),
     "dormant_fraction": ("total_dormant_fraction", "share of dormant hidden units"),
-    "effective_rank": ("effective_rank", "exp(entropy(σ/Σσ)) of the last hidden features"),
+    "effective_rank": ("effective_rank", "exp(entropy(σ/Σσ)) of the last hidden features; 0 where all are 0"),
 }
 """Estimates that Plasticity takes on the task at hand: its name of each, and words."""
 NORMS = {"weight_mean": "mean of |θ| over all parameters", "weight_rms": "root mean square of the weight matrices"}
@@ -223,6 +223,8 @@ def signs(net: nn.Module, alike: nn.Module, data: Examples) -> dict[str, float]:
     found = {name: float(one[name]) for name in NORMS}
     for name, (theirs, _) in SIGNS.items():
         found |= {name: float(one[theirs]), f"{name}_error": float(one[f"{theirs}_error"])}
+    if float(one.dead_fraction) == 1:  # features that are all 0 have no spectrum to take an entropy of
+        found |= {"effective_rank": 0.0, "effective_rank_error": 0.0}
     return found
 
 
@@ -244,7 +246,7 @@ def standardised_digits(count: int, seed: int) -> Examples:
 
 
 def arms_panel(
-    data: Any, name: str, label: str, roles: dict[str, Role], scale: Scale = "linear", key: bool = False
+    data: Any, name: str, label: str, roles: Mapping[str, Role], scale: Scale = "linear", key: bool = False
 ) -> Panel:
     """One variable by arm over tasks or checkpoints; ``roles`` says which arms, ``key`` whether they are named."""
     marks: list[AnyMark] = []
