@@ -6,6 +6,7 @@ The steps follow one another in one notebook, as a person's do; each test is one
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -57,6 +58,12 @@ def test_the_tour_opens_a_bench_with_a_figure(page: Any) -> None:
     page.wait_for_function(DONE)
     assert page.locator(".wb-bench").count() == 1
     assert page.locator(".wb-summary td").count() > 3
+    page.wait_for_function(DRAWN)
+    traces = page.evaluate(
+        "() => document.querySelector('.js-plotly-plot').data.map((t) => [t.x?.length, t.y?.length])"
+    )
+    assert all(x == y for x, y in traces), "what streamed in while it was drawn has left nothing out"
+    assert not page.locator(".legendtext", has_text=re.compile(r"^trace \d")).count()
     shoot(page, "lab-1-open")
 
 

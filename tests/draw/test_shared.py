@@ -52,6 +52,14 @@ def scaled(figure: Figure, factor: float) -> Figure:
     return dataclasses.replace(figure, panels=(changed, *figure.panels[1:]), note=f"times {factor}")
 
 
+def moved(figure: Figure, panel: int, mark: int, name: str) -> Figure:
+    """The same figure with one mark's values of one axis a little larger."""
+    panels, marks = list(figure.panels), list(figure.panels[panel].marks)
+    marks[mark] = dataclasses.replace(marks[mark], **{name: 1.01 * np.asarray(getattr(marks[mark], name))})
+    panels[panel] = dataclasses.replace(panels[panel], marks=tuple(marks))
+    return dataclasses.replace(figure, panels=tuple(panels))
+
+
 def test_four_figures_carry_plotlys_javascript_once(sent):
     for make in (landscape, spectrum, curves, landscape):
         LiveFigure(make())
@@ -74,6 +82,20 @@ def test_an_update_sends_what_changed_in_binary_and_nothing_else(sent):
     assert set(style) <= {"z", "customdata", "text", "colorbar.tickvals", "colorbar.ticktext", "contours.end"}
     assert "template" not in json.dumps(layout)
     assert sum(memoryview(b).nbytes for b in update[2]) == 2 * values
+
+
+def test_an_update_tells_every_trace_all_that_any_of_them_is_told(sent):
+    """Where a message leaves a gap, the page's copy of that trace loses what it had."""
+    before = spectrum()
+    marks = [(i, k) for i, panel in enumerate(before.panels) for k, m in enumerate(panel.marks) if hasattr(m, "y")]
+    after = moved(moved(before, *marks[0], "x"), *marks[-1], "y")
+    live = LiveFigure(before)
+    sent.clear()
+    live.update_from(after)
+    update = next(m[1]["state"]["_py2js_update"] for m in sent if m[1].get("state", {}).get("_py2js_update"))
+    assert {"x", "y"} <= set(update["style_data"])
+    assert len(update["style_traces"]) > 1
+    assert "_undefined_" not in json.dumps(update["style_data"], default=str)
 
 
 def test_an_update_shows_what_a_new_figure_would(sent):

@@ -11,7 +11,9 @@ import pytest
 from ui.test_session import until
 from ui.toys import Endless, Path, Still, Wave
 
-from workbench.ui import session
+from workbench.draw.sheet import grid
+from workbench.figure import Figure
+from workbench.ui import look, session
 from workbench.ui.bench import Bench, explore
 from workbench.ui.session import Session
 
@@ -132,6 +134,9 @@ def test_more_room_means_more_panels_in_a_row() -> None:
     bench.copy.room = 500
     until(lambda: bench.session.chore(lambda: True).result(10))
     assert bench.status.value == ""
+    panel = bench.session.latest.figure().panels[0]
+    several = Figure((panel, panel, panel))
+    assert [grid(look.fitted(several, room))[1] for room in (300, 500, 700, 1000)] == [1, 1, 2, 3]
 
 
 def test_explore_shows_the_bench_and_then_a_still_picture(monkeypatch: pytest.MonkeyPatch) -> None:

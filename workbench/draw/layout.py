@@ -12,7 +12,8 @@ HEAD, FOOT, NOTE, EDGE = 48, 56, 18, 64
 
 _ROW = 330
 _BETWEEN = HEAD + FOOT + 6
-_GAP, _BAR = 0.085, 0.085
+_GAP, _BAR = 0.22, 0.085
+"""Between columns (numbers and label of an axis), in widths of a column; for a colour bar, in widths of the figure."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ def _columns(figure: Figure, columns: int) -> list[tuple[float, float]]:
     """The horizontal span of each column of panels, colour bars cut off."""
     bars = [any(_coloured(p) for p in figure.panels[c::columns]) for c in range(columns)]
     parts = list(figure.widths) if len(figure.widths) == columns else [1.0] * columns
-    free = 1.0 - _GAP * (columns - 1) - _BAR * sum(bars)
+    gap = _GAP / columns
+    free = 1.0 - gap * (columns - 1) - _BAR * sum(bars)
     spans, left = [], 0.0
     for part, bar in zip(parts, bars, strict=True):
         right = left + free * part / sum(parts)
         spans.append((left, right))
-        left = right + _GAP + (_BAR if bar else 0.0)
+        left = right + gap + (_BAR if bar else 0.0)
     return spans

@@ -22,6 +22,7 @@ import numpy as np
 import plotly
 import traitlets
 from plotly import serializers
+from plotly.basedatatypes import Undefined
 
 from workbench.draw.lean import BaseFigureWidget, FigureWidget
 from workbench.draw.screen import describe
@@ -300,6 +301,24 @@ class LiveFigure(FigureWidget):
         if not self._wb_silent:
             super()._send_relayout_msg(layout_data, source_view_id)
 
+    def _send_update_msg(
+        self, restyle_data: Any, relayout_data: Any, trace_indexes: Any = None, source_view_id: Any = None
+    ) -> None:
+        """Every trace of the message with its value of every property in it.
+
+        Plotly's message leaves gaps where a trace has not changed, for which the page's copy of the data loses what it
+        had: a picture drawn from that copy a moment later lacks its x.
+        """
+        touched = list(range(len(self._data)) if trace_indexes is None else trace_indexes)
+        whole = {path: self._filled(touched, path, values) for path, values in restyle_data.items()}
+        super()._send_update_msg(whole, relayout_data, trace_indexes, source_view_id)
+
+    def _filled(self, touched: list[int], path: str, values: Any) -> Any:
+        gaps = isinstance(values, list) and any(value is Undefined for value in values)
+        if not gaps:
+            return values
+        return [_held(self._data[i], path) if v is Undefined else v for i, v in zip(touched, values, strict=True)]
+
     def on_touch(self, hear: Callable[[dict[str, Any]], None]) -> None:
         """Have ``hear`` told, in a thread of the kernel's choosing, what a person does to the picture in the page.
 
@@ -322,6 +341,14 @@ class LiveFigure(FigureWidget):
             self._trait_values["_widget_data"] = copy.deepcopy(self._data)
             self._trait_values["_widget_layout"] = copy.deepcopy(self._layout_obj._props)
         return super().get_state(key, drop_defaults)
+
+
+def _held(trace: dict[str, Any], path: str) -> Any:
+    """What a trace has at a path like ``line.color``; Plotly's word for nothing where it has nothing."""
+    found: Any = trace
+    for name in path.split("."):
+        found = found.get(name, Undefined) if isinstance(found, dict) else Undefined
+    return found
 
 
 def _fits(old: list[Any], old_layout: dict[str, Any], new: list[Any], new_layout: dict[str, Any]) -> bool:

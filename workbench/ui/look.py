@@ -19,7 +19,7 @@ from workbench.figure import Figure
 from workbench.probe import Reading
 from workbench.words import duration, summary_rows
 
-LEGIBLE = 270
+LEGIBLE = 320
 """Pixels of width below which a panel cannot be read."""
 
 ASKING = "Asking other packages, for a minute at most ..."
