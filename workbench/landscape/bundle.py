@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -16,9 +16,10 @@ from workbench.figure import Line as Curve
 from workbench.landscape.directions import random_direction
 from workbench.landscape.grid import levels
 from workbench.landscape.points import PlanePoints, expected_bytes
+from workbench.landscape.settings import LineExtent, LineNormalization, Lines, LossScale
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Display, Doc, Range
+from workbench.schema import Doc, Range
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
@@ -45,17 +46,11 @@ class Bundle(Probe[Subject]):
     mean there unknown.
     """
 
-    lines: Annotated[int, Range(2, 500, soft=(2, 50)), Doc("Random directions.")] = 10
+    lines: Lines = 10
     points: Annotated[int, Range(3, 401, 2, soft=(5, 101)), Doc("Points on each line.")] = 21
-    extent: Annotated[
-        float, Range(1e-4, 100.0, log=True, soft=(0.01, 10.0)), Doc("Half-length of each line, in filter lengths.")
-    ] = 1.0
-    normalization: Annotated[
-        Literal["filter", "layer", "none"],
-        Doc("How directions are scaled to the weights."),
-        Choice({"filter": "to each filter's norm", "layer": "to each tensor's norm", "none": "plain Gaussian"}),
-    ] = "filter"
-    scale: Annotated[Literal["log", "linear"], Doc("How the loss is drawn."), Display()] = "linear"
+    extent: LineExtent = 1.0
+    normalization: LineNormalization = "filter"
+    scale: LossScale = "linear"
 
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("loss", ("line", "alpha"), "mean loss over the examples", "loss per example"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -15,11 +15,12 @@ from workbench.figure import AnyMark, Axis, Figure, Heat, Panel, Points
 from workbench.landscape.axes import PlaneAxes, plane_axes
 from workbench.landscape.directions import mover
 from workbench.landscape.grid import coarse_to_fine
+from workbench.landscape.settings import PlaneDirections, PlaneExtent, PlaneNormalization
 from workbench.numerics.krylov import Krylov, lanczos
 from workbench.numerics.sampling import Draw
 from workbench.operators.hessian import Hessian
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Doc, Range
+from workbench.schema import Doc, Range
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
@@ -50,25 +51,9 @@ class ConvexityMap(Probe[Subject]):
     """
 
     points: Annotated[int, Range(3, 101, 2, soft=(3, 25)), Doc("Grid points on each axis; 40 products each.")] = 11
-    extent: Annotated[
-        float, Range(1e-3, 100.0, log=True, soft=(0.01, 10.0)), Doc("Half-width of the plane, as for Plane.")
-    ] = 1.0
-    directions: Annotated[
-        Literal["random", "hessian", "pca"],
-        Doc("Which two directions span the plane."),
-        Choice(
-            {
-                "random": "two Gaussian directions, normalised as below",
-                "hessian": "the two leading Hessian eigenvectors, unit length",
-                "pca": "principal components of the recorded path; needs a trajectory",
-            }
-        ),
-    ] = "random"
-    normalization: Annotated[
-        Literal["filter", "layer", "none"],
-        Doc("How random directions are scaled to the weights."),
-        Choice({"filter": "to each filter's norm", "layer": "to each tensor's norm", "none": "plain Gaussian"}),
-    ] = "filter"
+    extent: PlaneExtent = 1.0
+    directions: PlaneDirections = "random"
+    normalization: PlaneNormalization = "filter"
     tolerance: Annotated[
         float, Range(1e-4, 0.5, log=True, soft=(0.01, 0.2)), Doc("Residual over eigenvalue that counts as converged.")
     ] = 0.05

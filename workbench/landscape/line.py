@@ -17,13 +17,14 @@ from workbench.figure import Line as Curve
 from workbench.landscape.directions import Direction, Normalization, mover, norm, random_direction, unmoved_share
 from workbench.landscape.grid import levels
 from workbench.landscape.points import PlanePoints, expected_bytes
+from workbench.landscape.settings import LossScale, Metric
 from workbench.numerics.basis import dot
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.persistence import excess_variation, persistence
 from workbench.numerics.sampling import Draw
 from workbench.operators.hessian import Hessian
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Display, Doc, Range
+from workbench.schema import Choice, Doc, Range
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
@@ -81,8 +82,8 @@ class Line(Probe[Subject]):
         Doc("How a random direction is scaled to the weights."),
         Choice({"filter": "to each filter's norm", "layer": "to each tensor's norm", "none": "plain Gaussian"}),
     ] = "filter"
-    metric: Annotated[Literal["loss", "error_rate"], Doc("Which of the recorded values is drawn."), Display()] = "loss"
-    scale: Annotated[Literal["log", "linear"], Doc("How the loss is drawn."), Display()] = "linear"
+    metric: Metric = "loss"
+    scale: LossScale = "linear"
 
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("loss", ("alpha",), "mean loss", "loss per example", "loss_error"),

@@ -17,10 +17,11 @@ from workbench.figure import Line as Curve
 from workbench.landscape.alignment import Alignment, align
 from workbench.landscape.grid import levels
 from workbench.landscape.segment import ENDS, METRICS, Segment
+from workbench.landscape.settings import Metric, NormBetween
 from workbench.numerics.basis import norm
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Display, Doc, Range, Slow
+from workbench.schema import Choice, Doc, Range, Slow
 from workbench.several import Pair
 from workbench.subject import Subject
 
@@ -73,18 +74,8 @@ class Barrier(Probe[Pair]):
     points: Annotated[int, Range(3, 401, soft=(11, 101)), Doc("Evenly spaced points, both models included.")] = 31
     refine: Annotated[int, Range(0, 50, soft=(0, 20)), Doc("Points added around the highest one, on each curve.")] = 8
     starts: Annotated[int, Range(1, 50, soft=(1, 10)), Doc("Starts of the matching; the best is kept."), Slow()] = 4
-    norm: Annotated[
-        Literal["recompute", "eval", "batch"],
-        Doc("BatchNorm's statistics at each point; without such layers it does not matter."),
-        Choice(
-            {
-                "recompute": "estimated anew from the examples",
-                "eval": "of each model at its end, interpolated in between",
-                "batch": "of each micro-batch",
-            }
-        ),
-    ] = "recompute"
-    metric: Annotated[Literal["loss", "error_rate"], Doc("Which of the recorded values is drawn."), Display()] = "loss"
+    norm: NormBetween = "recompute"
+    metric: Metric = "loss"
 
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("alpha", ("alignment", "point"), "place from the first model (0) to the second (1), ascending"),

@@ -20,10 +20,11 @@ from workbench.landscape.axes import PlaneAxes
 from workbench.landscape.directions import Direction, cosine, inner, norm, random_direction
 from workbench.landscape.filling import VARIABLES, Filling
 from workbench.landscape.picture import field_of, note, panels
+from workbench.landscape.settings import ColourScale, Metric, View
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Display, Doc, Range
+from workbench.schema import Choice, Doc, Range
 from workbench.several import Pair, Runs
 from workbench.subject import Subject
 
@@ -69,15 +70,9 @@ class ModelsPlane(Probe[Runs]):
         Doc("BatchNorm's statistics at each point; without such layers it does not matter."),
         Choice({"recompute": "estimated anew from the examples", "batch": "of each micro-batch"}),
     ] = "recompute"
-    scale: Annotated[
-        Literal["log", "linear", "symlog"],
-        Doc("How loss is coloured; log becomes symlog where losses are not positive."),
-        Display(),
-    ] = "log"
-    view: Annotated[
-        Literal["both", "contour", "surface"], Doc("Contour map, three-dimensional surface, or both."), Display()
-    ] = "contour"
-    metric: Annotated[Literal["loss", "error_rate"], Doc("Which of the recorded values is drawn."), Display()] = "loss"
+    scale: ColourScale = "log"
+    view: View = "contour"
+    metric: Metric = "loss"
 
     variables: ClassVar[tuple[Variable, ...]] = (
         *VARIABLES,

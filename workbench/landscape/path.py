@@ -15,10 +15,11 @@ from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
 from workbench.figure import Line as Curve
 from workbench.landscape.grid import levels
 from workbench.landscape.segment import METRICS, Segment
+from workbench.landscape.settings import Metric, NormBetween
 from workbench.numerics.basis import norm
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Display, Doc, Range
+from workbench.schema import Doc, Range
 from workbench.several import Pair
 
 Array = NDArray[np.float64]
@@ -53,18 +54,8 @@ class Path(Probe[Pair]):
 
     points: Annotated[int, Range(5, 401, soft=(11, 101)), Doc("Points from the first model to the second.")] = 31
     overshoot: Annotated[float, Range(0.0, 1.0, soft=(0.0, 0.5)), Doc("How far beyond both, in their distance.")] = 0.25
-    norm: Annotated[
-        Literal["recompute", "eval", "batch"],
-        Doc("BatchNorm's statistics at each point; without such layers it does not matter."),
-        Choice(
-            {
-                "recompute": "estimated anew from the examples",
-                "eval": "of each model at its end, interpolated in between",
-                "batch": "of each micro-batch",
-            }
-        ),
-    ] = "recompute"
-    metric: Annotated[Literal["loss", "error_rate"], Doc("Which of the recorded values is drawn."), Display()] = "loss"
+    norm: NormBetween = "recompute"
+    metric: Metric = "loss"
 
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("loss", ("alpha",), "mean loss", "loss per example", "loss_error"),

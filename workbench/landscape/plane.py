@@ -30,6 +30,7 @@ from workbench.landscape.picture import (
 from workbench.landscape.points import expected_bytes
 from workbench.landscape.quadratic import differentiable_twice
 from workbench.landscape.refining import ROUGH, SURFACE, Refining, filled, refined, refined_note, sample_marks
+from workbench.landscape.settings import ColourScale, View
 from workbench.numerics.sampling import Draw
 from workbench.operators.hessian import Hessian
 from workbench.pace import Pace
@@ -147,14 +148,8 @@ class Plane(Probe[Subject]):
         Range(9, 2000, soft=(25, 300)),
         Doc("Adaptive sampling evaluates at most so many points; a grid with no more is evaluated whole."),
     ] = 81
-    scale: Annotated[
-        Literal["log", "linear", "symlog"],
-        Doc("How loss is coloured; log becomes symlog where losses are not positive."),
-        Display(),
-    ] = "log"
-    view: Annotated[
-        Literal["both", "contour", "surface"], Doc("Contour map, three-dimensional surface, or both."), Display()
-    ] = "both"
+    scale: ColourScale = "log"
+    view: View = "both"
     metric: Annotated[
         Literal["loss", "error_rate", "own"],
         Doc("Which of the recorded values is drawn."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from workbench.figure import AnyMark, Axis, Contour, Figure, Line, Panel, Points, fitting
 from workbench.landscape.grid import drawable, levels
 from workbench.landscape.plane import Plane
+from workbench.landscape.settings import PlaneDirections, PlaneExtent, PlaneNormalization
 from workbench.numerics.persistence import Persistence, persistence
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Doc, Range
+from workbench.schema import Doc, Range
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
@@ -50,25 +51,9 @@ class Topology(Probe[Subject]):
     """
 
     points: Annotated[int, Range(3, 201, 2, soft=(5, 101)), Doc("Grid points on each axis.")] = 25
-    extent: Annotated[
-        float, Range(1e-3, 100.0, log=True, soft=(0.01, 10.0)), Doc("Half-width of the plane, as for Plane.")
-    ] = 1.0
-    directions: Annotated[
-        Literal["random", "hessian", "pca"],
-        Doc("Which two directions span the plane."),
-        Choice(
-            {
-                "random": "two Gaussian directions, normalised as below",
-                "hessian": "the two leading Hessian eigenvectors, unit length",
-                "pca": "principal components of the recorded path; needs a trajectory",
-            }
-        ),
-    ] = "random"
-    normalization: Annotated[
-        Literal["filter", "layer", "none"],
-        Doc("How random directions are scaled to the weights."),
-        Choice({"filter": "to each filter's norm", "layer": "to each tensor's norm", "none": "plain Gaussian"}),
-    ] = "filter"
+    extent: PlaneExtent = 1.0
+    directions: PlaneDirections = "random"
+    normalization: PlaneNormalization = "filter"
     threshold: Annotated[
         float, Range(0.0, 1.0, soft=(0.0, 0.2)), Doc("Depth that counts, as a share of the loss's range.")
     ] = 0.01

@@ -18,6 +18,7 @@ from workbench.landscape.grid import coarse_to_fine, levels
 from workbench.landscape.kinds import recorded
 from workbench.landscape.picture import field_of, note, panels
 from workbench.landscape.points import PlanePoints, expected_bytes
+from workbench.landscape.settings import View
 from workbench.numerics.basis import norm
 from workbench.numerics.geometry import coordinates, principal_path
 from workbench.numerics.sampling import Draw
@@ -95,9 +96,7 @@ class TrajectoryView(Probe[Trajectory]):
         Doc("How loss is drawn; log becomes symlog where losses are not positive."),
         Display(),
     ] = "log"
-    view: Annotated[
-        Literal["both", "contour", "surface"], Doc("Contour map, three-dimensional surface, or both."), Display()
-    ] = "contour"
+    view: View = "contour"
 
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("loss", ("u", "v"), "mean loss on the plane", "loss per example", "loss_error"),
