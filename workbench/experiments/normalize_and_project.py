@@ -46,7 +46,7 @@ class NormalizeAndProject(Experiment):
     0.5 or less, the weights of ``layer norm`` grow more than twofold, and norms and effective learning rates of
     ``project`` change by less than 1e-4 of themselves.
 
-    What it costs: four trainings of ``tasks`` · ``epochs`` epochs of a small net, some ten seconds.
+    What it costs: four trainings of ``tasks`` · ``epochs`` epochs of a small net, some twenty seconds.
 
     When it misleads: with few tasks, or few epochs, nothing is lost yet; with a small learning rate it takes longer.
     Layer norm alone does nearly as well for so few tasks: what its growing weights cost comes later. ``effective_rate``
