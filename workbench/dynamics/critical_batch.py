@@ -107,23 +107,28 @@ class CriticalBatch(Probe[Runs]):
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Steps against examples, with the hyperbola and its asymptotes."""
-        axes = Axis("examples to the target", "log"), Axis("steps to the target", "log")
-        x, y = data.examples.values, data.steps.values
-        if not np.isfinite(x).any():
-            return Figure((Panel((Text(1.0, 1.0, "no run with a known batch size reached the target"),), *axes),))
-        marks: list[AnyMark] = [Points(x, y, label="runs")]
-        fewest, most = float(data.fewest_steps), float(data.fewest_examples)
-        if math.isfinite(fewest):
-            known = data.batch_size.values[np.isfinite(x)]
-            sizes = np.geomspace(known.min() / 3, known.max() * 3, 100)
-            steps = fewest + most / sizes
-            marks += [Line(steps * sizes, steps, "hyperbola", "second"), Rule(fewest, "y", "S_min")]
-            marks += [Rule(most, "x", "E_min")]
-        return Figure((Panel(tuple(marks), *axes),))
+        return Figure((trade_panel(data),))
 
     def estimate(self, subject: Runs) -> Cost:
         """The scalars of each run."""
         return Cost(2**20 * len(subject), 1, "reading the scalars")
+
+
+def trade_panel(data: xr.Dataset) -> Panel:
+    """Steps against examples of data with the names of :class:`CriticalBatch`, one entry a run or a batch size."""
+    axes = Axis("examples to the target", "log"), Axis("steps to the target", "log")
+    x, y = data.examples.values, data.steps.values
+    if not np.isfinite(x).any():
+        return Panel((Text(1.0, 1.0, "no run with a known batch size reached the target"),), *axes)
+    marks: list[AnyMark] = [Points(x, y, label="runs")]
+    fewest, most = float(data.fewest_steps), float(data.fewest_examples)
+    if math.isfinite(fewest):
+        known = data.batch_size.values[np.isfinite(x)]
+        sizes = np.geomspace(known.min() / 3, known.max() * 3, 100)
+        steps = fewest + most / sizes
+        marks += [Line(steps * sizes, steps, "hyperbola", "second"), Rule(fewest, "y", "S_min")]
+        marks += [Rule(most, "x", "E_min")]
+    return Panel(tuple(marks), *axes)
 
 
 def first_reached(steps: Floats, values: Floats, target: float, sustain: int) -> float:
