@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import workbench as wb
-from workbench import schema
+from workbench import catalog, schema
 from workbench.dynamics.along import Along, _order
 from workbench.dynamics.opposing import OpposingSignals
 from workbench.figure import Axis, Band, Figure, Line, Panel, Points
@@ -144,6 +144,12 @@ def test_a_training_that_diverged_is_read_as_far_as_it_goes(tmp_path: Path) -> N
     assert any(note.startswith("step 2 could not be measured") for note in reading.notes)
     with pytest.raises(ValueError, match=r"step 2 has no changes to follow.*nan.*Leave later"):
         OpposingSignals().run(trajectory)
+
+
+@pytest.mark.parametrize("cls", [c for c in catalog.probes().values() if c.looks_at == "subject"])
+def test_every_probe_of_a_point_can_be_read_along_a_training(cls: type[Probe[Any]]) -> None:
+    """None of its variables or dims is called as Along calls its own."""
+    assert Along(cls()).variables[0].dims[0] == "step"
 
 
 def test_every_skips_but_keeps_the_ends(trajectory: wb.Trajectory) -> None:

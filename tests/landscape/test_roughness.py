@@ -59,7 +59,7 @@ def test_lines_means_and_errors_are_those_of_curves_made_by_hand() -> None:
         assert data[name].values == pytest.approx(values)
         assert float(data[f"{name}_mean"]) == pytest.approx(values.mean())
         assert float(data[f"{name}_mean_error"]) == pytest.approx(values.std(ddof=1) / 5**0.5)
-    assert float(data.step) == pytest.approx(0.2)
+    assert float(data.spacing) == pytest.approx(0.2)
 
 
 def test_structure_between_the_points_is_told_by_the_coarse_value() -> None:

@@ -254,7 +254,7 @@ def small(**words: Any) -> Subject:
 def test_chunks_number_of_chains_and_tuning_leave_a_chain_as_it_is(batch: int) -> None:
     probe = LearningCoefficient(chains=2, draws=300, burn_in=100, batch=batch)
     whole = probe.run(small())
-    step = float(whole.data.step)
+    step = float(whole.data.step_size)
     given = LearningCoefficient(chains=1, draws=300, burn_in=100, batch=batch, step=step)
     alone, chunked = given.run(small()), given.run(small().with_plan(Plan(chunk=7)))
     np.testing.assert_array_equal(alone.data.excess_loss.values[0], whole.data.excess_loss.values[0])

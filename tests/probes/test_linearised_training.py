@@ -47,7 +47,7 @@ def test_both_are_gradient_descent_on_the_network_and_on_its_tangent_features() 
         theta = {n: (p - rate * g).detach().requires_grad_() for (n, p), g in zip(theta.items(), grads, strict=True)}
     linear, own = start + flat @ move, functional_call(net, theta, (torch.cat([X, HELD]),)).detach()
     for model, z in (("network", own), ("linearised", linear)):
-        last = data.sel(model=model).isel(step=-1)
+        last = data.sel(model=model).isel(update=-1)
         assert float(last.train_loss) == pytest.approx(nn.functional.cross_entropy(z[:30], Y).item(), rel=1e-9)
         assert float(last.held_out_loss) == pytest.approx(nn.functional.cross_entropy(z[30:], HELD_Y).item(), rel=1e-9)
         right = (z[30:].argmax(1) == HELD_Y).double().mean().item()

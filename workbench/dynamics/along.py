@@ -83,8 +83,9 @@ class Along(Probe[Trajectory]):
             raise ValueError(
                 f"Along reads probes that look at a point; {self.probe.name} looks at {self.probe.looks_at}."
             )
-        taken = {v.name for v in _OWN} & {v.name for v in self.probe.variables}
-        dims = {"step", "number", "scalar"} & {d for v in self.probe.variables for d in v.dims}
+        own = {"step", "number", "scalar"}
+        taken = ({v.name for v in _OWN} | own) & {v.name for v in self.probe.variables}
+        dims = own & {d for v in self.probe.variables for d in v.dims}
         if taken or dims:
             raise ValueError(
                 f"{self.probe.name} uses the name {min(taken | dims)!r}, which Along needs; rename it there."

@@ -92,7 +92,7 @@ class Roughness(Probe[Subject]):
             "coarse_excess_variation_mean_error",
         ),
         Variable("coarse_excess_variation_mean_error", (), "its standard error over directions"),
-        Variable("step", (), "distance of neighbouring points in α"),
+        Variable("spacing", (), "distance of neighbouring points in α"),
     )  # fmt: skip
 
     def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
@@ -123,7 +123,7 @@ class Roughness(Probe[Subject]):
         each: Array,
         seen: int,
     ) -> Reading:
-        values: dict[str, Any] = {**held, "step": alpha[1] - alpha[0]}
+        values: dict[str, Any] = {**held, "spacing": alpha[1] - alpha[0]}
         values |= {"loss_here": here["loss"], "loss_here_error": here["loss_error"]}
         fixed = "" if self.normalization == "none" else "; biases and norm parameters do not move"
         return self.reading(
@@ -135,9 +135,9 @@ class Roughness(Probe[Subject]):
         )
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
-        """The means over lines with their standard errors, and the step that they belong to."""
+        """The means over lines with their standard errors, and the spacing that they belong to."""
         means = [f"{name}_mean{kind}" for name in MEASURES for kind in ("", "_error")]
-        return {name: float(data[name]) for name in (*means, "loss_here", "loss_here_error", "step")}
+        return {name: float(data[name]) for name in (*means, "loss_here", "loss_here_error", "spacing")}
 
     def figure(self, data: xr.Dataset) -> Figure:
         """The curves, and the excess variation of each line with the mean over all."""

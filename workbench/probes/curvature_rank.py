@@ -100,7 +100,7 @@ class CurvatureRank(Probe[Subject]):
         Variable("gradient_cosine", (), "mean cosine between two examples' gradients", error="gradient_cosine_error"),
         Variable("gradient_cosine_error", (), "its standard error over examples"),
         Variable("gradients", (), "examples with a gradient that were compared"),
-        Variable("number", ("node_index",), "eigenvalues, largest |λ| first, up to this node"),
+        Variable("counted", ("node_index",), "eigenvalues, largest |λ| first, up to this node"),
         Variable("covered", ("node_index",), "share of Σ|λ| that they hold"),
         Variable("known", (), "whether every eigenvalue is known", kind="bool"),
         Variable("parameters", (), "number of parameters, P"),
@@ -134,16 +134,14 @@ class CurvatureRank(Probe[Subject]):
 
     def figure(self, data: xr.Dataset) -> Figure:
         """What the largest eigenvalues hold of Σ|λ|, against how many they are."""
-        number, share = data.number.values, data.covered.values
-        marks: list[AnyMark] = [Rule(self.share, "y", f"{self.share:g}")]
-        marks += (
-            [Line(number, share), Points(number, share)] if np.isfinite(number).sum() < 40 else [Line(number, share)]
-        )
+        counted, share = data.counted.values, data.covered.values
+        marks: list[AnyMark] = [Rule(self.share, "y", f"{self.share:g}"), Line(counted, share)]
+        marks += [Points(counted, share)] if np.isfinite(counted).sum() < 40 else []
         rank, error = float(data.threshold_rank), float(data.threshold_rank_error)
         if math.isfinite(rank):
             marks.append(Rule(rank, "x", "rank"))
         title = f"rank {rank:.4g} ± {error:.2g} of {int(data.parameters)}" if math.isfinite(rank) else "rank unknown"
-        x = fitting("eigenvalues, largest |λ| first", "log", number)
+        x = fitting("eigenvalues, largest |λ| first", "log", counted)
         return Figure((Panel(tuple(marks), x, Axis("share of Σ|λ|", limits=(0.0, 1.02))),), title=title)
 
     def estimate(self, subject: Subject) -> Cost:
@@ -198,7 +196,7 @@ class _Run:
         measure, _ = spectral_measure(state, size, TOLERANCE, others)
         length = self.spectrum.coords["node_index"].size
         curve = covered(measure.nodes, size * measure.weights)
-        self.values |= dict(zip(("number", "covered"), (padded(c[:length], length) for c in curve), strict=True))
+        self.values |= dict(zip(("counted", "covered"), (padded(c[:length], length) for c in curve), strict=True))
 
     def cosines(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
         """The mean cosine of the examples' gradients: their sum first, then each against it."""

@@ -117,7 +117,7 @@ class LearningCoefficient(Probe[Subject]):
         Variable("effective_draws", (), "effective number of independent draws"),
         Variable("acceptance", (), "mean acceptance that a Metropolis test would have"),
         Variable("distance", (), "root mean square distance from w*"),
-        Variable("step", (), "step size ε"),
+        Variable("step_size", (), "step size ε"),
         Variable("inverse_temperature", (), "nβ"),
         Variable("localisation", (), "γ"),
         Variable("grid_coefficient", ("step_factor", "pull_factor"), "λ̂ at multiples of ε and γ", error="grid_error"),
@@ -176,7 +176,7 @@ class LearningCoefficient(Probe[Subject]):
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """The coefficient with its error, what the step adds to it, whether chains mixed, and the loss beside it."""
         names = ("learning_coefficient", "learning_coefficient_error", "step_bias", "split_rhat", "effective_draws")
-        names += ("acceptance", "step", "inverse_temperature", "train_loss", "train_loss_error")
+        names += ("acceptance", "step_size", "inverse_temperature", "train_loss", "train_loss_error")
         return {name: float(data[name]) for name in names}
 
     def figure(self, data: xr.Dataset) -> Figure:
@@ -264,7 +264,7 @@ class _Run:
             "grid_error": self.grid[1],
         }
         if self.tuned is not None or self.probe.step is not None:
-            known["step"] = self.step
+            known["step_size"] = self.step
         return known | (found.values() if found else {})
 
     def faults(self, found: _Chains) -> list[str]:
@@ -375,7 +375,7 @@ def _running(data: xr.Dataset) -> Panel:
 
 
 def _grid(data: xr.Dataset) -> Panel:
-    steps = np.log10(data["step_factor"].values * (float(data.step) if np.isfinite(data.step) else 1.0))
+    steps = np.log10(data["step_factor"].values * (float(data.step_size) if np.isfinite(data.step_size) else 1.0))
     pull = float(data.localisation)
     pulls = np.log10(data["pull_factor"].values * (pull or 1.0))
     heat = Heat(steps, pulls, data.grid_coefficient.values.T)

@@ -66,17 +66,17 @@ class LinearisedTraining(Probe[Subject]):
     evaluations: Annotated[int, Range(2, 100, step=1, soft=(4, 20)), Doc("Steps at which both are evaluated.")] = 8
 
     variables: ClassVar[tuple[Variable, ...]] = (
-        Variable("train_loss", ("model", "step"), "loss on the subject's examples", error="train_loss_error"),
-        Variable("train_loss_error", ("model", "step"), "its standard error"),
-        Variable("train_accuracy", ("model", "step"), "share classified rightly", error="train_accuracy_error"),
-        Variable("train_accuracy_error", ("model", "step"), "its standard error"),
-        Variable("held_out_loss", ("model", "step"), "loss on held-out examples", error="held_out_loss_error"),
-        Variable("held_out_loss_error", ("model", "step"), "its standard error"),
-        Variable("held_out_accuracy", ("model", "step"), "share, held out", error="held_out_accuracy_error"),
-        Variable("held_out_accuracy_error", ("model", "step"), "its standard error"),
-        Variable("gap", ("step",), "squared distance of both functions over that moved", error="gap_error"),
-        Variable("gap_error", ("step",), "its standard error"),
-        Variable("displacement", ("model", "step"), "distance of the weights from the start"),
+        Variable("train_loss", ("model", "update"), "loss on the subject's examples", error="train_loss_error"),
+        Variable("train_loss_error", ("model", "update"), "its standard error"),
+        Variable("train_accuracy", ("model", "update"), "share classified rightly", error="train_accuracy_error"),
+        Variable("train_accuracy_error", ("model", "update"), "its standard error"),
+        Variable("held_out_loss", ("model", "update"), "loss on held-out examples", error="held_out_loss_error"),
+        Variable("held_out_loss_error", ("model", "update"), "its standard error"),
+        Variable("held_out_accuracy", ("model", "update"), "share, held out", error="held_out_accuracy_error"),
+        Variable("held_out_accuracy_error", ("model", "update"), "its standard error"),
+        Variable("gap", ("update",), "squared distance of both functions over that moved", error="gap_error"),
+        Variable("gap_error", ("update",), "its standard error"),
+        Variable("displacement", ("model", "update"), "distance of the weights from the start"),
         Variable("learning_rate", (), "learning rate of both"),
     )
 
@@ -97,7 +97,7 @@ class LinearisedTraining(Probe[Subject]):
         known = np.flatnonzero(np.isfinite(data.train_loss.values).all(0))
         if not known.size:
             return {"gap": math.nan, "gap_error": math.nan}
-        last = data.isel(step=int(known[-1]))
+        last = data.isel(update=int(known[-1]))
         found: dict[str, Value] = {"gap": float(last.gap), "gap_error": float(last.gap_error)}
         for score in ("train_loss", "held_out_loss", "held_out_accuracy"):
             for model in MODELS:
@@ -114,7 +114,7 @@ class LinearisedTraining(Probe[Subject]):
         held = np.isfinite(data.held_out_loss.values).any()
         panels = [_curves(data, "train_loss", "loss, training")]
         panels += [_curves(data, "held_out_loss", "loss, held out")] if held else []
-        step, gap, error = data["step"].values, data.gap.values, data.gap_error.values
+        step, gap, error = data["update"].values, data.gap.values, data.gap_error.values
         marks = (Line(step, gap), Points(step, gap, error))
         return Figure((*panels, Panel(marks, step_axis(), Axis("‖f - f_lin‖² / ‖f - f₀‖²"))))
 
@@ -233,7 +233,7 @@ class _Run:
     def report(self, done: float) -> Reading:
         """The reading of now."""
         known = done >= 1 and bool(np.isfinite(self.values["train_loss"]).all())
-        coords = {"model": np.array(MODELS), "step": np.array(self.moments)}
+        coords = {"model": np.array(MODELS), "update": np.array(self.moments)}
         return self.probe.reading(done, self.values, coords=coords, converged=known, notes=self.notes)
 
 
@@ -259,6 +259,6 @@ def _curves(data: xr.Dataset, name: str, words: str) -> Panel:
     roles: tuple[Role, ...] = ("main", "second")
     for role, model in zip(roles, MODELS, strict=True):
         one = data.sel(model=model)
-        marks.append(Line(data["step"].values, one[name].values, model, role))
-        marks.append(Points(data["step"].values, one[name].values, one[f"{name}_error"].values, role=role))
+        marks.append(Line(data["update"].values, one[name].values, model, role))
+        marks.append(Points(data["update"].values, one[name].values, one[f"{name}_error"].values, role=role))
     return Panel(tuple(marks), step_axis(), fitting(words, "log", data[name].values))
