@@ -70,7 +70,7 @@ class GrokkingModularAddition(Experiment):
     The verdict: the delay ratio with weight decay must reach 3, with relu 5; without it the test accuracy must stay
     under 0.2; and five frequencies must hold 0.6 of the transformer's embedding.
 
-    What it costs: two trainings, some seconds each; of the transformer, half a minute.
+    What it costs: two trainings, some seconds each; of the transformer, half a minute each.
 
     When it misleads: the delay depends on the share of pairs, on weight decay and on the initial scale, each by orders
     of magnitude; under some 0.3 of the pairs nothing generalises in any time.
