@@ -137,6 +137,29 @@ def test_norms_and_updates_are_those_of_plain_loops(tmp_path: Path) -> None:
     assert table["gradient_spike"].loc[5] == pytest.approx(max(np.array(tensors[4]) / means))
 
 
+@pytest.mark.parametrize(("decay", "steps"), [(5e-4, 20), (0.5, 300)])
+def test_scale_invariant_weights_turn_by_the_angle_of_their_equilibrium(
+    tmp_path: Path, decay: float, steps: int
+) -> None:
+    """A loss of the direction alone: ‖g‖ = 1/‖w‖ across w, so that ‖w‖⁴ → η/(λ(2 - ηλ)); from there or from afar."""
+    rate, model = 0.1, nn.Linear(2, 1, bias=False).double()
+    settled = (rate / (decay * (2 - rate * decay))) ** 0.25
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0 if steps > 100 else settled, 0.0]], dtype=torch.float64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay)
+    with wb.Recorder(tmp_path, model, optimizer, gauges=[gauges.Updates(1), gauges.WeightNorm(1)]) as rec:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            torch.atan2(model.weight[0, 1], model.weight[0, 0]).backward()
+            optimizer.step()
+            rec.step()
+    last = wb.Trajectory.open(tmp_path).scalars.iloc[-1]
+    angle = math.atan(math.sqrt(rate * decay * (2 - rate * decay)) / (1 - rate * decay))
+    assert decay != 5e-4 or (angle, settled**4) == pytest.approx((0.01000004167, 100.0025001), rel=1e-9)
+    assert last["angular_update"] == pytest.approx(angle, rel=1e-9)
+    assert last["weight_norm"] == pytest.approx(settled, rel=1e-9)
+
+
 @pytest.mark.parametrize("divided", [True, False])
 @pytest.mark.parametrize("scaled", [1.0, 1024.0])
 def test_the_noise_scale_of_four_known_gradients(tmp_path: Path, divided: bool, scaled: float) -> None:
