@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -12,8 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.interop import loss_landscapes
-from workbench.interop.of_plane import rms, rounding
 from workbench.interop.opinion import Answer, Opinion, Row
+from workbench.interop.point_by_point import placed, ranges, rms, rounding
 from workbench.landscape.directions import mover
 from workbench.landscape.line import line_direction
 from workbench.numerics.sampling import Draw
@@ -42,7 +41,7 @@ def ask(reading: Reading, subject: Subject, seconds: float) -> Opinion:
     began = time.monotonic()
     found = compared(reading, subject, 2 * seconds / 3)
     alone, said = _alone(reading, subject, began + seconds)
-    rows = (*_placed(found), _returned(found), _range(found.ours.values, alone, said))
+    rows = (*placed(found, "put right"), _returned(found), ranges("its own direction", found.ours.values, alone, said))
     count = found.sizes["row"]
     notes = [f"loss-landscapes was given copies of the weights at both ends of our line, and {count} steps"]
     missing = int(np.isnan(found.returned.values).sum())
@@ -79,27 +78,8 @@ def _alone(reading: Reading, subject: Subject, deadline: float) -> tuple[Array, 
         return np.full(1, np.nan), str(problem)
 
 
-def _placed(found: xr.Dataset) -> list[Row]:
-    """Where both have a value: their mean, and how far they are apart. The same examples: no sampling error."""
-    both = np.isfinite(found.difference.values)
-    ours, theirs = (float(a.values[both].mean()) if both.any() else math.nan for a in (found.ours, found.theirs))
-    apart, bar = rms(found.difference.values), float(found.attrs["rounding"])
-    words = f"at the {int(both.sum())} points that both evaluate"
-    return [
-        Row("mean loss, put right", ours, 0.0, (Answer(loss_landscapes.NAME, theirs, words=words),), bar),
-        Row("RMS difference, put right", 0.0, 0.0, (Answer(loss_landscapes.NAME, apart),), bar),
-    ]
-
-
 def _returned(found: xr.Dataset) -> Row:
     """Its array taken for what it seems to be: entry i at our α_i."""
     apart = rms(found.returned.values - found.ours.values[:-1])
     answer = Answer(loss_landscapes.NAME, apart, words=MISSING)
     return Row("RMS difference, as returned", 0.0, 0.0, (answer,), float(found.attrs["rounding"]))
-
-
-def _range(ours: Array, alone: Array, words: str) -> Row:
-    """The rise over the line, ours and theirs by itself: different lines, so no bar."""
-    spans = [float(np.ptp(a[np.isfinite(a)])) if np.isfinite(a).any() else math.nan for a in (ours, alone)]
-    answer = Answer(loss_landscapes.NAME, spans[1], words=words)
-    return Row("range of losses, its own direction", spans[0], math.nan, (answer,))

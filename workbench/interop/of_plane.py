@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.interop import loss_landscapes
 from workbench.interop.opinion import Answer, Opinion, Row
+from workbench.interop.point_by_point import placed, ranges, rms, rounding
 from workbench.landscape.axes import Span, plane_axes
 from workbench.landscape.directions import Direction, mover
 from workbench.numerics.sampling import Draw
@@ -42,7 +41,11 @@ def ask(reading: Reading, subject: Subject, seconds: float) -> Opinion:
     began = time.monotonic()
     found = compared(reading, subject, 2 * seconds / 3)
     alone, said = _alone(reading, subject, began + seconds)
-    rows = (*_placed(found), *_returned(found), _range(found.ours.values, alone, said))
+    rows = (
+        *placed(found, "rows put right"),
+        *_returned(found),
+        ranges("its own directions", found.ours.values, alone, said),
+    )
     missing = int(np.isnan(found.returned.values).sum())
     notes = [f"loss-landscapes was given copies of the weights, our two directions and {len(found.returned)} steps"]
     notes += [f"{missing} of its {found.returned.size} points are not numbers, or time was up"] if missing else []
@@ -86,12 +89,6 @@ def _under(probe: Any, subject: Subject) -> Subject:
     return subject if probe.norm == "subject" else subject.under(probe.norm)
 
 
-def rounding(subject: Subject, ours: Array) -> float:
-    """What its losses may be off by: its weights sum as many in-place steps as it has points, each rounded."""
-    finite = np.abs(ours[np.isfinite(ours)])
-    return float(ours.size * torch.finfo(subject.dtype).eps * finite.max(initial=0.0))
-
-
 def _alone(reading: Reading, subject: Subject, deadline: float) -> tuple[Array, str]:
     probe: Any = reading.probe
     try:
@@ -99,24 +96,6 @@ def _alone(reading: Reading, subject: Subject, deadline: float) -> tuple[Array, 
         return loss_landscapes.alone(_under(probe, subject), probe.points - 1, seed, deadline), ALONE
     except (TypeError, ValueError) as problem:
         return np.full((1, 1), np.nan), str(problem)
-
-
-def rms(values: Array) -> float:
-    """The root of the mean square of the finite values; NaN where there are none."""
-    finite = values[np.isfinite(values)]
-    return float(np.sqrt(np.mean(finite**2))) if finite.size else math.nan
-
-
-def _placed(found: xr.Dataset) -> list[Row]:
-    """Where both have a value: their mean, and how far they are apart. The same examples: no sampling error."""
-    both = np.isfinite(found.difference.values)
-    ours, theirs = (float(a.values[both].mean()) if both.any() else math.nan for a in (found.ours, found.theirs))
-    apart, bar = rms(found.difference.values), float(found.attrs["rounding"])
-    words = f"at the {int(both.sum())} points that both evaluate"
-    return [
-        Row("mean loss, rows put right", ours, 0.0, (Answer(loss_landscapes.NAME, theirs, words=words),), bar),
-        Row("RMS difference, rows put right", 0.0, 0.0, (Answer(loss_landscapes.NAME, apart),), bar),
-    ]
 
 
 def _returned(found: xr.Dataset) -> list[Row]:
@@ -132,10 +111,3 @@ def _returned(found: xr.Dataset) -> list[Row]:
 
 def _middle(value: float, place: int) -> Answer:
     return Answer(loss_landscapes.NAME, value, words="" if place % 2 else MIDDLE)
-
-
-def _range(ours: Array, alone: Array, words: str) -> Row:
-    """The rise over the plane, ours and theirs by itself: different planes, so no bar."""
-    spans = [float(np.ptp(a[np.isfinite(a)])) if np.isfinite(a).any() else math.nan for a in (ours, alone)]
-    answer = Answer(loss_landscapes.NAME, spans[1], words=words)
-    return Row("range of losses, its own directions", spans[0], math.nan, (answer,))
