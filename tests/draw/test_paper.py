@@ -11,6 +11,7 @@ import warnings
 
 import matplotlib as mpl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from pictures import PICTURES, field, spectrum
 from pypdf import PdfReader
 
@@ -170,3 +171,22 @@ def test_words_for_latex_are_escaped(monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "text.usetex", True)
     assert plain("95 % of $5_a") == r"95 \% of \$5\_a"
     assert folded("eigenvalue, linear below 0.01", 1.0, 9.0) == "eigenvalue,\nlinear below\n0.01"
+
+
+@pytest.mark.parametrize(("column", "panels"), [("half", 2), ("half", 3), ("full", 3)])
+def test_a_legend_is_no_wider_than_its_panel(column, panels):
+    names = "share of all along the direction", "what $5 buy by chance in as many directions", "short"
+    first = Panel(tuple(Line([0.0, 1.0], [i, i + 1.0], label=n) for i, n in enumerate(names)), Axis("x"), Axis("y"))
+    with styled(venue("icml2024", column)):
+        page = paper(Figure((first, *TINY.panels * (panels - 1))), venue("icml2024", column))
+        FigureCanvasAgg(page).draw()
+        axes = page.axes[0]
+        legend, label = axes.get_legend().get_window_extent(), axes.yaxis.label.get_window_extent()
+        others = [other.get_window_extent() for other in page.axes]
+    assert legend.x0 > label.x1
+    assert legend.x1 <= min((o.x0 for o in others[1:] if abs(o.y1 - others[0].y1) < 1), default=page.bbox.x1)
+    assert legend.y1 <= page.bbox.y1 + 1
+    assert others[0].height > 0.35 * others[0].width
+    assert [t.get_text().replace("\n", " ") for t in axes.get_legend().get_texts()] == [
+        n.replace("$", r"\$") for n in names
+    ]

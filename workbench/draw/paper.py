@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from workbench.draw.paper_fields import draw_field
-from workbench.draw.paper_marks import Stage, draw, folded, numbers, plain
+from workbench.draw.paper_marks import Stage, draw, folded, numbers, plain, wrapped
 from workbench.draw.paper_style import GREY
 from workbench.draw.rulers import Ruler
 from workbench.draw.sheet import grid, known, sheet
@@ -23,6 +23,8 @@ _NARROW = 2.4
 """Inches below which a three-dimensional panel gets smaller words."""
 _LEAST, _WITH_BAR = 1.5, 2.0
 """Inches of a column of panels, and of one with a colour bar beside a panel."""
+_HANDLE = 0.4
+"""Inches of a legend's line beside its words, with the air around both."""
 _TALL = 2.0
 """Inches that a row of a figure with several rows gets at most, so that a wide figure still leaves room for words."""
 
@@ -61,7 +63,7 @@ def _height(figure: Figure, where: Venue, rows: int, columns: int) -> float:
     line, small, width = where.size / 72, where.small / 72, where.width / columns
     extra = 1.6 * line * bool(figure.title) + 1.4 * small * _lines(_note(figure, where))
     titles = 1.4 * line * any(p.title for p in figure.panels) * rows
-    legends = rows * max(_legend_lines(p, width) for p in figure.panels) * 1.45 * small
+    legends = rows * max(_legend_lines(p, width, where.small) for p in figure.panels) * 1.45 * small
     below = rows * max(_lines(_below(p, where, width)) - 1 for p in figure.panels) * 1.2 * line
     return rows * row + extra + titles + legends + below
 
@@ -84,21 +86,30 @@ def _below(panel: Panel, where: Venue, width: float) -> str:
     return "" if panel.solid else folded(sheet(panel).x.words(", "), 0.75 * width, where.size)
 
 
-def _legend_lines(panel: Panel, width: float) -> int:
+def _legend_lines(panel: Panel, width: float, small: float) -> int:
     """Lines of a legend that stands above its panel; none where it has room inside."""
-    count = sum(
-        bool(getattr(m, "label", "")) and not isinstance(m, Heat | Contour | Surface | Rule) for m in panel.marks
-    )
-    return math.ceil(count / _legend_columns(width)) if _above(panel, count, width) else 0
+    unnamed = Heat | Contour | Surface | Rule
+    names = [getattr(m, "label", "") for m in panel.marks if not isinstance(m, unnamed)]
+    labels = _fitting(list(filter(None, names)), width, small)
+    columns = _legend_columns(labels, width, small)
+    rows = [max(map(_lines, labels[i::rows])) for rows in [math.ceil(len(labels) / columns)] for i in range(rows)]
+    return sum(rows) if _above(panel, labels, width) else 0
 
 
-def _above(panel: Panel, labels: int, width: float) -> bool:
+def _fitting(labels: list[str], width: float, small: float) -> list[str]:
+    """The words of a legend, folded where they are wider than the panel."""
+    return [wrapped(label, 0.8 * width - _HANDLE, small) for label in labels]
+
+
+def _above(panel: Panel, labels: list[str], width: float) -> bool:
     """Whether a legend stands above its panel: where it would hide a field, or most of a narrow panel."""
-    return labels > 0 and (_barred(panel) or labels > 1.6 * width)
+    return bool(labels) and (_barred(panel) or sum(map(_lines, labels)) > 1.6 * width)
 
 
-def _legend_columns(width: float) -> int:
-    return max(1, round(width / 1.1))
+def _legend_columns(labels: list[str], width: float, small: float) -> int:
+    """As many as the panel is wide enough for, and no wider than 1.1 inches each at the least."""
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    return max(1, int(0.9 * width / max(1.0, 0.5 * small / 72 * longest + _HANDLE)))
 
 
 def _ratio(panel: Panel, where: Venue, width: float) -> float:
@@ -199,8 +210,9 @@ def _side(side: Any, r: Ruler, size: float, narrow: bool) -> None:
 
 def _finish(stage: Stage) -> None:
     panel, axes = stage.sheet.panel, stage.axes
-    handles, labels = axes.get_legend_handles_labels()
-    if _above(panel, len(labels), stage.width):
+    handles, names = axes.get_legend_handles_labels()
+    labels = _fitting(names, stage.width, stage.venue.small)
+    if _above(panel, labels, stage.width):
         _legend_above(stage, handles, labels)
     else:
         axes.set_title(folded(panel.title, 0.85 * stage.width, stage.venue.size), loc="left")
@@ -220,7 +232,8 @@ def _slope(names: tuple[str, ...], stage: Stage) -> dict[str, Any]:
 
 def _legend_above(stage: Stage, handles: list[Any], labels: list[str]) -> None:
     """A legend that would cover a narrow panel stands above it, with the panel's title on top."""
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": _legend_columns(stage.width)}
+    columns = _legend_columns(labels, stage.width, stage.venue.small)
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": columns}
     heading = {"title": plain(stage.sheet.panel.title) or None, "title_fontsize": stage.venue.size, "alignment": "left"}
     stage.axes.legend(handles, labels, **place, **heading, columnspacing=1.0, borderaxespad=0.1)
 

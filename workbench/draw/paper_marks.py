@@ -68,8 +68,13 @@ def _by_latex() -> bool:
 
 def folded(words: str, inches: float, size: float) -> str:
     """Words over as many lines as they need to stay within a length, at about half an em a letter."""
+    return "\n".join(plain(line) for line in wrapped(words, inches, size).split("\n"))
+
+
+def wrapped(words: str, inches: float, size: float) -> str:
+    """The same for words that are :func:`plain` already."""
     letters = max(int(inches * 72 / (0.5 * size)), 8)
-    return "\n".join(plain(part) for line in words.split("\n") for part in textwrap.wrap(line, letters))
+    return "\n".join(part for line in words.split("\n") for part in textwrap.wrap(line, letters))
 
 
 def _label(mark: Any, stage: Stage) -> str | None:
