@@ -144,14 +144,30 @@ class Every(Combining):
 
 
 @dataclass(frozen=True)
-class Spike(Combining):
+class _Watching(Combining):
+    """Looks at one scalar."""
+
+    scalar: str
+
+    @property
+    def watches(self) -> tuple[str, ...]:
+        """The scalar."""
+        return (self.scalar,)
+
+    def seen(self, moment: Moment, apart: int) -> tuple[float | None, Sequence[float]]:
+        """The value now with those before it; None where one is missing, or fewer than ``apart`` steps have passed."""
+        now, before = moment.scalars.get(self.scalar), moment.recent.get(self.scalar, ())
+        return None if not before or 0 < moment.kept > moment.step - apart else now, before
+
+
+@dataclass(frozen=True)
+class Spike(_Watching):
     """Where a scalar jumps: more than ``threshold`` robust standard deviations above its recent median.
 
     The standard deviation is 1.4826 times the median absolute deviation of the last 200 finite values; before 20 of
     them nothing is a spike. A value that is not finite, after one that was, is one. ``apart`` steps lie between two.
     """
 
-    scalar: str
     threshold: float = 6.0
     apart: int = 10
 
@@ -159,15 +175,10 @@ class Spike(Combining):
         if not self.threshold > 0:
             raise ValueError(f"on_spike(threshold) must be positive, such as 6; got {self.threshold!r}.")
 
-    @property
-    def watches(self) -> tuple[str, ...]:
-        """The scalar."""
-        return (self.scalar,)
-
     def due(self, moment: Moment) -> bool:
         """Whether it jumps now. Some 20 µs: two medians."""
-        now, before = moment.scalars.get(self.scalar), moment.recent.get(self.scalar, ())
-        if now is None or not before or 0 < moment.kept > moment.step - self.apart:
+        now, before = self.seen(moment, self.apart)
+        if now is None:
             return False
         if not math.isfinite(now):
             return math.isfinite(before[-1])
@@ -180,27 +191,19 @@ class Spike(Combining):
 
 
 @dataclass(frozen=True)
-class Crossing(Combining):
+class Crossing(_Watching):
     """The step at which a scalar first stands on the other side of ``threshold`` than its value before.
 
     In both directions; ``apart`` steps lie between two, so that a noisy curve does not fill the disk.
     """
 
-    scalar: str
     threshold: float
     apart: int = 10
 
-    @property
-    def watches(self) -> tuple[str, ...]:
-        """The scalar."""
-        return (self.scalar,)
-
     def due(self, moment: Moment) -> bool:
         """Whether it crosses now."""
-        now, before = moment.scalars.get(self.scalar), moment.recent.get(self.scalar, ())
-        if now is None or not before or 0 < moment.kept > moment.step - self.apart:
-            return False
-        return (now >= self.threshold) != (before[-1] >= self.threshold)
+        now, before = self.seen(moment, self.apart)
+        return now is not None and (now >= self.threshold) != (before[-1] >= self.threshold)
 
 
 @dataclass(frozen=True)
