@@ -119,3 +119,71 @@ def test_a_gradient_out_of_reach_is_undefined_with_a_bound() -> None:
     assert not bool(reading.data.resolved)
     assert float(reading.data.noise_scale_low) > 5
     assert any("undefined" in note for note in reading.notes)
+
+
+def stepped(kind: str) -> Subject:
+    """A net whose optimizer has two groups and has taken a few steps on its own batches."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x, y = torch.randn(36, 4).double(), torch.arange(36) % 3
+    groups = [{"params": model[0].parameters(), "lr": 0.03}, {"params": model[2].parameters(), "lr": 0.01}]
+    optimizer = {
+        "Adam": lambda: torch.optim.Adam(groups, betas=(0.8, 0.95)),
+        "SGD": lambda: torch.optim.SGD(groups, lr=0.1),
+    }[kind]()
+    for rows in torch.arange(36).split(9):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    return Subject(model, (x, y), "cross_entropy", optimizer=optimizer, batch_size=5)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "SGD"])
+def test_preconditioned_noise_is_that_of_the_optimizers_steps(kind: str) -> None:
+    """tr(ηP⁻¹Σ) and GᵀηP⁻¹G from a loop over examples, with P written out from the optimizer's state."""
+    subject = stepped(kind)
+    model, optimizer = subject.module, subject.optimizer
+    params, batch = list(model.parameters()), next(iter(subject.batches(1000)))
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(functional.cross_entropy(model(x[None]), y[None]), params)])
+        for x, y in zip(batch.args[0], batch.targets, strict=True)
+    ]
+    inverse = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state[p]
+            root = (state["exp_avg_sq"] / (1 - 0.95**4)).sqrt() + 1e-8 if kind == "Adam" else torch.ones_like(p)
+            inverse.append((group["lr"] / (root * ((1 - 0.8**4) if kind == "Adam" else 1))).flatten())
+    g, scale = torch.stack(rows).numpy(), torch.cat(inverse).numpy()
+    trace = (g.var(axis=0, ddof=1) * scale).sum()
+    square = (g.mean(0) ** 2 * scale).sum() - trace / 36
+    data = GradientNoise(preconditioned=True).run(subject).data
+    assert float(data.noise_trace) == pytest.approx(trace, rel=1e-6)
+    assert float(data.gradient_square) == pytest.approx(square, rel=1e-6)
+    assert float(data.snr) == pytest.approx(square / trace, rel=1e-6)
+    assert float(data.layer_noise_trace[1]) == pytest.approx((g.var(axis=0, ddof=1) * scale)[30:].sum(), rel=1e-6)
+    plain = GradientNoise().run(subject).data
+    assert float(data.parameter_snr) == pytest.approx(float(plain.parameter_snr)), "ratios by parameter know no scale"
+    assert float(data.snr) != pytest.approx(float(plain.snr), rel=0.01)
+    pairs = GradientNoise(batch=2, preconditioned=True).run(subject)
+    assert float(pairs.data.noise_trace) == pytest.approx(trace, rel=0.5)
+    assert any("preconditioned by" in note for note in pairs.notes)
+
+
+def test_one_learning_rate_alone_leaves_the_noise_scale_as_it_is(net: Subject) -> None:
+    optimizer = torch.optim.SGD(net.module.parameters(), lr=0.25)
+    same = Subject(net.module, (torch.randn(37, 4).double(), torch.arange(37) % 3), optimizer=optimizer)
+    found, plain = (GradientNoise(preconditioned=p).run(same).data for p in (True, False))
+    assert float(found.snr) == pytest.approx(float(plain.snr))
+    assert float(found.gradient_square) == pytest.approx(0.25 * float(plain.gradient_square))
+    assert float(found.layer_snr[0]) == pytest.approx(float(plain.layer_snr[0]))
+
+
+def test_the_optimizers_state_decides_what_a_stored_reading_answers(net: Subject) -> None:
+    subject = stepped("Adam")
+    probe, before = GradientNoise(preconditioned=True), GradientNoise(preconditioned=True).context(subject)
+    subject.optimizer.param_groups[0]["lr"] = 0.5
+    assert probe.context(subject) != before
+    assert GradientNoise().context(subject) == ""
+    with pytest.raises(ValueError, match="has no optimizer"):
+        probe.run(net)

@@ -140,11 +140,11 @@ def _notes(subject: Subject, found: Mapping[str, Scale]) -> tuple[str, ...]:
     said: list[str] = []
     still = [name for name, scale in found.items() if not scale.moved]
     if still:
-        said.append(f"the optimizer never moved {', '.join(still[:4])}: taken as fixed in the preconditioned curvature")
+        said.append(f"the optimizer never moved {', '.join(still[:4])}: its preconditioner counts as infinite")
     rates = sorted({scale.rate for scale in found.values()})
     if len(rates) > 1:
         said.append(f"parameter groups have {len(rates)} learning rates, {rates[0]:g} to {rates[-1]:g}")
     groups = getattr(subject.optimizer, "param_groups", ())
     if any(group.get("weight_decay") for group in groups):
-        said.append("weight decay belongs to the update and is not part of this curvature")
+        said.append("weight decay belongs to the update and not to the loss: it is left out")
     return tuple(said)

@@ -18,6 +18,7 @@ from workbench.numerics.sampling import Draw
 from workbench.operators.blocks import Group, groups
 from workbench.operators.gradients import check_apart
 from workbench.operators.graphs import pull, zeros_like
+from workbench.operators.preconditioned import Preconditioner, preconditioner
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
 from workbench.shell import precise
@@ -61,6 +62,10 @@ class GradientNoise(Probe[Subject]):
     spread: what the two-batch-size estimator gives when all batches of the small size are used at once. It costs n/b
     gradients instead of n and has the same error at equal n; diversity needs examples (nan).
 
+    ``preconditioned`` measures the same of (ηP⁻¹)^(1/2) g_i, with the optimizer's preconditioner P and learning rates
+    η: B = tr(ηP⁻¹Σ)/(GᵀηP⁻¹G), the noise scale in the coordinates in which the optimizer's step is gradient descent.
+    ``gradient_square`` is then GᵀηP⁻¹G, by which a step along the full gradient lowers the loss to first order.
+
     How to read it: below B examples in a batch, doubling the batch nearly halves the steps that are needed; far above
     it nothing is gained. The curve shows by what factor training takes more steps than with the full gradient,
     1 + B/batch. B grows while the loss falls.
@@ -70,8 +75,9 @@ class GradientNoise(Probe[Subject]):
 
     When it misleads: ‖G‖² near zero makes B meaningless. It is then nan ("undefined"), and ``noise_scale_low`` says
     what B exceeds; more examples help, about B/3 of them are needed. The examples are those of the subject; a sequence
-    is one example, however many tokens it has. B is for SGD without momentum: Adam's and the curvature-weighted
-    tr(HΣ)/(GᵀHG) differ (``NoiseAlignment`` has the parts of the latter). Weight decay and clipping are left out.
+    is one example, however many tokens it has. B is for SGD without momentum; Adam's is that of
+    ``preconditioned``, with P held as it is now although it was made from gradients of some batch size itself. The
+    curvature-weighted tr(HΣ)/(GᵀHG) differs (``NoiseAlignment`` has its parts). Weight decay and clipping are left out.
 
     Errors: 95 % intervals by the jackknife over gradients, exact formulas of leaving one out; that of B is the interval
     of 1/B turned over, since the ratio is skewed and its inverse is not. ``parameter_snr`` and diversity come without.
@@ -87,6 +93,9 @@ class GradientNoise(Probe[Subject]):
     batch: Annotated[
         int, Range(1, 100_000, log=True, soft=(1, 256)), Doc("Examples in each gradient; 1 is the most informative.")
     ] = 1
+    preconditioned: Annotated[
+        bool, Doc("Whether to look through the optimizer's preconditioner and learning rate: for Adam and its kind.")
+    ] = False
 
     variables: ClassVar[tuple[Variable, ...]] = (
         *_variables(),
@@ -102,7 +111,8 @@ class GradientNoise(Probe[Subject]):
 
     def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
         """The mean gradient, then one gradient after another against it."""
-        run = _Run(self, self._chosen(subject, draw), draw)
+        scaling = preconditioner(subject) if self.preconditioned else None
+        run = _Run(self, self._chosen(subject, draw), draw, scaling)
         for _ in run.steps():
             yield run.report()
         yield run.report(last=True)
@@ -122,6 +132,10 @@ class GradientNoise(Probe[Subject]):
             return subject
         return subject.selected(draw.generator(0).permutation(subject.examples)[:used].tolist())
 
+    def context(self, subject: Subject) -> str:
+        """A preconditioned noise scale depends on the optimizer's state."""
+        return preconditioner(subject).fingerprint() if self.preconditioned else ""
+
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """The noise scale or that it is undefined, both of its parts, and diversity."""
         names = ("noise_scale", "noise_trace", "gradient_square", "snr", "train_loss")
@@ -137,7 +151,8 @@ class GradientNoise(Probe[Subject]):
         """Gradients of single examples (or batches), and sums over them."""
         count = min(self.examples, subject.examples) // self.batch * (1 if self.batch == 1 else 2)
         words = f"{count} gradients of {self.batch} example{'s' * (self.batch > 1)} each"
-        return Cost(subject.memory() + subject.size * (16 + 4 * subject.dtype.itemsize), count, words)
+        vectors = 4 + 2 * self.preconditioned
+        return Cost(subject.memory() + subject.size * (16 + vectors * subject.dtype.itemsize), count, words)
 
 
 @dataclass
@@ -147,6 +162,7 @@ class _Run:
     probe: GradientNoise
     subject: Subject
     draw: Draw
+    scaling: Preconditioner | None = None
     done: float = 0.001
     values: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -154,6 +170,7 @@ class _Run:
         self.groups = groups(self.subject)
         self.count = self.subject.examples // self.probe.batch
         self.pairs: list[Tensor] = []
+        self.roots = self.subject.unflatten(self.scaling.root) if self.scaling is not None else None
         found = self.subject.evaluate(None, ("loss",))
         self.values |= {"train_loss": found["loss"], "train_loss_error": found["loss_error"]}
 
@@ -163,7 +180,7 @@ class _Run:
         every = max(self.count // READINGS, 1)
         self.mean = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.subject.params.items()}
         if passes == 1:
-            self.mean = {name: g.double() for name, g in self.subject.gradient().items()}
+            self.mean = {name: g.double() for name, g in self.scaled(self.subject.gradient()).items()}
         for i, gradient in enumerate(self.gradients() if passes == 2 else ()):
             for name, g in gradient.items():
                 self.mean[name] += g.double() / self.count
@@ -194,11 +211,16 @@ class _Run:
             found.append(torch.stack(pairs).sum(0))
         return torch.stack(found, 1)
 
+    def scaled(self, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A gradient in the coordinates in which the optimizer's step is plain gradient descent; as it is without."""
+        return gradient if self.roots is None else {name: g * self.roots[name] for name, g in gradient.items()}
+
     def gradients(self) -> Iterator[Mapping[str, Tensor]]:
-        """g_i of every example, or of every batch, scaled so that their mean is ∇L."""
-        if self.probe.batch > 1:
-            yield from self.of_batches()
-            return
+        """g_i of every example, or of every batch, scaled so that their mean is ∇L, and preconditioned where asked."""
+        return map(self.scaled, self.of_examples() if self.probe.batch == 1 else self.of_batches())
+
+    def of_examples(self) -> Iterator[Mapping[str, Tensor]]:
+        """One example after another."""
         subject = self.subject
         share = subject.examples / subject.total_weight
         leaves = {name: p.detach().requires_grad_() for name, p in subject.params.items()}
@@ -263,6 +285,8 @@ class _Run:
             words.append(f"the noise scale is undefined: ‖G‖² is not resolved from zero with these examples{more}")
         if self.probe.batch > 1:
             words.append(f"gradients are of batches of {self.probe.batch} examples")
+        if self.scaling is not None:
+            words += [f"of (ηP⁻¹)^(1/2) g, preconditioned by {self.scaling.words}", *self.scaling.notes]
         return (*subject.notes, f"on {subject.examples} of {subject.available or 'unknown'} examples", *words)
 
 
