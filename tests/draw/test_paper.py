@@ -174,8 +174,10 @@ def test_words_for_latex_are_escaped(monkeypatch):
 
 
 @pytest.mark.parametrize(("column", "panels"), [("half", 2), ("half", 3), ("full", 3)])
-def test_a_legend_is_no_wider_than_its_panel(column, panels):
-    names = "share of all along the direction", "what $5 buy by chance in as many directions", "short"
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_legend_is_no_wider_than_its_panel(column, panels, count):
+    words = ("share of all along the direction", "what $5 buy by chance in as many directions", "short", "one", "two")
+    names = words[:count]
     first = Panel(tuple(Line([0.0, 1.0], [i, i + 1.0], label=n) for i, n in enumerate(names)), Axis("x"), Axis("y"))
     with styled(venue("icml2024", column)):
         page = paper(Figure((first, *TINY.panels * (panels - 1))), venue("icml2024", column))
@@ -187,6 +189,7 @@ def test_a_legend_is_no_wider_than_its_panel(column, panels):
     assert legend.x1 <= min((o.x0 for o in others[1:] if abs(o.y1 - others[0].y1) < 1), default=page.bbox.x1)
     assert legend.y1 <= page.bbox.y1 + 1
     assert others[0].height > 0.35 * others[0].width
+    assert others[0].width > 0.55 * page.bbox.width / min(panels, 3 if column == "full" else 2)
     assert [t.get_text().replace("\n", " ") for t in axes.get_legend().get_texts()] == [
         n.replace("$", r"\$") for n in names
     ]
