@@ -73,7 +73,8 @@ def test_training_is_bitwise_as_without_gauges(tmp_path: Path, maker: str) -> No
         optimizer = MAKERS[maker](model.parameters())
         torch.manual_seed(1), random.seed(1)
         if recorded:
-            given = {"data": DATA, "loss": "cross_entropy", "gauges": everything()}
+            adams = [gauges.CoordinateSpikes(2)] if maker == "adam" else []
+            given = {"data": DATA, "loss": "cross_entropy", "gauges": [*everything(), *adams]}
             with warnings.catch_warnings():
                 warnings.simplefilter("error", RuntimeWarning)  # a gauge that failed would say so
                 with wb.Recorder(tmp_path, model, optimizer, every=3, **given) as rec:
@@ -368,6 +369,33 @@ def test_tensors_that_are_zero_blind_no_gauge(tmp_path: Path) -> None:
     for name in ("gradient_spike", "angular_update", "radial_update", "tangential_update", "effective_rate"):
         assert both[0][name].iloc[2:].tolist() == pytest.approx(both[1][name].iloc[2:].tolist()), name
         assert np.isfinite(both[0][name].iloc[2:]).all(), name
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW], ids=["adam", "adamw"])
+def test_coordinates_that_stand_above_their_second_moment(tmp_path: Path, make) -> None:
+    """Gradients of ±1 in each coordinate but one spike of 100 at step 8, and a coordinate that never moves."""
+    model = nn.Linear(3, 2, bias=False).double()
+    optimizer = make(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    wanted, mean = {}, np.zeros(6)
+    with wb.Recorder(tmp_path, model, optimizer, gauges=[gauges.CoordinateSpikes(1, ratio=1000)]) as rec:
+        for step in range(1, 11):
+            g = np.array([1.0, -1.0, 1.0, 0.0, 1.0 + step % 2, 100.0 if step == 8 else 1.0])
+            if step > 1:
+                ratios = [x * x / m * (1 - 0.99 ** (step - 1)) for x, m in zip(g, mean, strict=True) if m > 0]
+                wanted[step] = np.mean(np.array(ratios) > 1000), max(ratios)
+            mean = 0.99 * mean + 0.01 * g * g
+            model.weight.grad = torch.from_numpy(g).reshape(2, 3)
+            optimizer.step()
+            rec.step()
+    table = wb.Trajectory.open(tmp_path).scalars[["coordinate_spikes", "coordinate_spike_max"]]
+    assert table.loc[1].isna().all()
+    for step, row in wanted.items():
+        assert table.loc[step].tolist() == pytest.approx(row, rel=1e-9), step
+    assert table["coordinate_spikes"].loc[8] == pytest.approx(1 / 5), "that which never moved is left out"
+    assert table["coordinate_spike_max"].loc[8] == pytest.approx(10_000)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="SGD keeps none"):
+        wb.Recorder(tmp_path / "n", model, sgd, gauges=[gauges.CoordinateSpikes()]).__enter__()
 
 
 def test_units_that_are_not_finite_are_not_counted_as_alive(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 _HOME = {
     "AttentionLogits": "forward",
+    "CoordinateSpikes": "moments",
     "Distance": "norms",
     "DormantUnits": "forward",
     "EffectiveRate": "norms",
