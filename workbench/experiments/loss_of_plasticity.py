@@ -13,7 +13,7 @@ from torch import nn
 
 from workbench.experiments.experiment import Experiment, Verdict
 from workbench.experiments.task_stream import VARIABLES, Arm, TaskStream, arms_panel, standardised_digits
-from workbench.figure import Figure, Role
+from workbench.figure import Axis, Figure, Role
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
@@ -31,7 +31,6 @@ FAST: dict[str, Role] = {
 """Those that learn by ``lr``, and how each is drawn."""
 SLOW: dict[str, Role] = {"slow": "main", "continual backprop": "second"}
 """Those that learn by ``slow_lr``."""
-_SHOWN = {"online_accuracy": "online accuracy", "dead_fraction": "dead units", "effective_rank": "effective rank"}
 _CLASSES, _PIXELS = 10, 64
 
 
@@ -191,13 +190,12 @@ class LossOfPlasticity(Experiment):
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Online accuracy over tasks, dead units and ranks over the tasks that are over; a column a learning rate."""
-        there = set(data["arm"].values.tolist())
-        columns = [[arm for arm in arms if arm in there] for arms in (FAST, SLOW) if there & set(arms)]
-        panels = [
-            arms_panel(data, name, words, {arm: (FAST | SLOW)[arm] for arm in arms}, key=name == "online_accuracy")
-            for name, words in _SHOWN.items()
-            for arms in columns
-        ]
+        each = ((self.lr, _among(FAST, data)), (self.slow_lr, _among(SLOW, data)))
+        columns = [(f"lr {rate:g}", roles) for rate, roles in each if roles]
+        accuracy = Axis("online accuracy", limits=(0.0, 1.0))
+        panels = [arms_panel(data, "online_accuracy", accuracy, roles, True, title) for title, roles in columns]
+        for name, words in (("dead_fraction", "dead units"), ("effective_rank", "effective rank")):
+            panels += [arms_panel(data, name, Axis(words), roles) for _, roles in columns]
         return Figure(tuple(panels), columns=len(columns))
 
     def estimate(self, subject: Any) -> Cost:
@@ -206,3 +204,9 @@ class LossOfPlasticity(Experiment):
         steps = len(self.arms) * self.tasks * -(-self.examples // self.batch)
         held = 4 * (4 * len(self.arms) * weights + _PIXELS * 1797 + 4 * self.examples * self.depth * self.width)
         return Cost(held, steps, f"{steps} steps of a small net")
+
+
+def _among(roles: dict[str, Role], data: xr.Dataset) -> dict[str, Role]:
+    """Those arms that were trained."""
+    there: list[str] = data["arm"].values.tolist()
+    return {arm: role for arm, role in roles.items() if arm in there}

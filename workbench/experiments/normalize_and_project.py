@@ -13,7 +13,7 @@ from torch import nn
 
 from workbench.experiments.experiment import Experiment, Verdict
 from workbench.experiments.task_stream import VARIABLES, Arm, Floats, TaskStream, arms_panel, standardised_digits
-from workbench.figure import Figure, Role
+from workbench.figure import Axis, Figure, Role
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
@@ -126,10 +126,10 @@ class NormalizeAndProject(Experiment):
     def figure(self, data: xr.Dataset) -> Figure:
         """Accuracy over tasks; size of the weights, effective learning rates and ranks over the tasks that are over."""
         panels = (
-            arms_panel(data, "end_accuracy", "share of labels memorised", ROLES, key=True),
-            arms_panel(data, "weight_rms", "rms of the weights", ROLES),
-            arms_panel(data, "effective_rate", "effective learning rate", ROLES, "log"),
-            arms_panel(data, "effective_rank", "rank of last features", ROLES),
+            arms_panel(data, "end_accuracy", Axis("share of labels memorised"), ROLES, key=True),
+            arms_panel(data, "weight_rms", Axis("rms of the weights"), ROLES),
+            arms_panel(data, "effective_rate", Axis("effective learning rate", "log"), ROLES),
+            arms_panel(data, "effective_rank", Axis("rank of last features"), ROLES),
         )
         return Figure(panels, columns=2)
 

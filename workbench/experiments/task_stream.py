@@ -15,7 +15,7 @@ from torch.nn import functional
 from workbench.dynamics.gauges.gauge import Training
 from workbench.dynamics.gauges.norms import EffectiveRate
 from workbench.dynamics.plasticity import Plasticity
-from workbench.figure import AnyMark, Axis, Line, Panel, Role, Scale, fitting
+from workbench.figure import AnyMark, Axis, Line, Panel, Role
 from workbench.probe import Variable
 from workbench.sources import Held
 from workbench.trajectory import Trajectory
@@ -246,7 +246,7 @@ def standardised_digits(count: int, seed: int) -> Examples:
 
 
 def arms_panel(
-    data: Any, name: str, label: str, roles: Mapping[str, Role], scale: Scale = "linear", key: bool = False
+    data: Any, name: str, axis: Axis, roles: Mapping[str, Role], key: bool = False, title: str = ""
 ) -> Panel:
     """One variable by arm over tasks or checkpoints; ``roles`` says which arms, ``key`` whether they are named."""
     marks: list[AnyMark] = []
@@ -254,5 +254,4 @@ def arms_panel(
         curve = data[name].sel(arm=arm)
         there = np.isfinite(curve.values)
         marks.append(Line(data[curve.dims[0]].values[there], curve.values[there], arm if key else "", role))
-    drawn = data[name].sel(arm=list(roles)).values
-    return Panel(tuple(marks), Axis("task"), fitting(label, scale, drawn[drawn > 0] if scale == "log" else drawn))
+    return Panel(tuple(marks), Axis("task"), axis, title=title)
