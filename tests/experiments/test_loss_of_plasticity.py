@@ -16,7 +16,7 @@ from workbench.experiments.loss_of_plasticity import FAST, NEEDED, SLOW, LossOfP
 from workbench.zoo.interventions import ContinualBackprop, NormProjection, WeightPenalty
 
 TINY = LossOfPlasticity(
-    tasks=4, examples=60, batch=16, width=12, depth=2, replaced=0.05, maturity=2, arms=(*FAST, *SLOW)
+    tasks=4, examples=40, batch=16, width=12, depth=2, replaced=0.05, maturity=2, arms=(*FAST, *SLOW)
 )
 NAN = math.nan
 
@@ -126,14 +126,14 @@ def test_arms_that_diverge_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         return net
 
     monkeypatch.setattr(loss_of_plasticity, "dense", broken)
-    data = TINY.run().data
-    assert data.last_accuracy.isnull().sel(arm=list(NEEDED)).all()
+    data = replace(TINY, arms=NEEDED).run().data
+    assert data.last_accuracy.isnull().all()
     assert not TINY.verdict(data).passed
 
 
 def test_the_loss_and_its_signs_show_in_small_on_one_seed() -> None:
-    """A larger learning rate loses as much in a fifth of the tasks; remedies take their time and are left out."""
-    data = LossOfPlasticity(tasks=30, lr=2e-2, arms=("plain", "fresh")).run(seed=0).data
+    """A larger learning rate loses as much in an eighth of the tasks; remedies take their time and are left out."""
+    data = LossOfPlasticity(tasks=20, lr=2e-2, arms=("plain", "fresh")).run(seed=0).data
     verdict = LossOfPlasticity().verdict(data)
     assert verdict.statistic >= verdict.threshold, str(verdict)
     plain, fresh = data.dead_fraction.values
