@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from workbench.dynamics.gauges.gauge import Gauge, Meter, Training, Values
 from workbench.dynamics.schedules import Schedule
+from workbench.optimizers import Scale, scales, threshold
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,15 @@ class NoiseScale(Gauge):
     may be divided by k or not. ``backward`` must be called once for each micro-batch, all of one size.
     Source: McCandlish et al. 2018.
 
+    ``preconditioned``: the same of (ηP⁻¹)^(1/2) g, with P and η of the optimizer as the step before left them, under
+    names that begin with ``preconditioned_``, so that both gauges can be read. Nothing before the optimizer's first
+    step. GradientNoise says how to read it.
+
     Args:
         every: steps between readings.
         examples: in a micro-batch; with 1 the scale counts micro-batches.
         scaler: AMP's gradient scaler, so that the two parts (their ratio never needs it) come out unscaled.
+        preconditioned: whether to look through the optimizer's preconditioner; costs one more copy of the weights.
     """
 
     cost: ClassVar[str] = "two passes over the gradient for each micro-batch"
@@ -37,14 +45,17 @@ class NoiseScale(Gauge):
     every: Schedule | int = 10
     examples: int = 1
     scaler: Any = field(default=None, compare=False)
+    preconditioned: bool = False
 
     def __post_init__(self) -> None:
         if self.examples < 1:
             raise ValueError(f"NoiseScale(examples) is the size of a micro-batch, at least 1; got {self.examples}.")
 
     def start(self, training: Training) -> Meter:
-        """The meter; ``ValueError`` without an optimizer."""
-        training.known(self)
+        """The meter; ``ValueError`` without an optimizer, or where its preconditioner is asked for and not known."""
+        optimizer = training.known(self)
+        if self.preconditioned:
+            threshold(optimizer, training.parameters())
         return _NoiseMeter(self, training)
 
 
@@ -57,6 +68,7 @@ class _NoiseMeter(Meter):
         self.small: dict[int, Tensor] = {}
         self.big: dict[int, Tensor] = {}
         self.count: dict[int, int] = {}
+        self.roots: Mapping[int, Tensor | float] = {}
         self.scale: float | None = None
         self.square: Tensor | None = None
         self.variance: Tensor | None = None
@@ -64,6 +76,9 @@ class _NoiseMeter(Meter):
     def arm(self) -> None:
         self.disarm()
         self.small, self.big, self.count, self.scale = {}, {}, {}, None
+        self.roots = self._roots() if self.gauge.preconditioned else {}
+        if self.gauge.preconditioned and not self.roots:
+            return
         for p in self.training.parameters().values():
             self.handles += [p.register_hook(_Micro(self, id(p))), p.register_post_accumulate_grad_hook(self._whole)]
 
@@ -78,13 +93,27 @@ class _NoiseMeter(Meter):
 
     def part(self, key: int, grad: Tensor) -> None:
         """One micro-batch's gradient of a parameter arrived."""
-        square = _square(grad)
+        square = self._square(key, grad)
         self.small[key] = self.small[key] + square if key in self.small else square
         self.count[key] = self.count.get(key, 0) + 1
 
     def _whole(self, p: Tensor) -> None:
         if p.grad is not None:
-            self.big[id(p)] = _square(p.grad)
+            self.big[id(p)] = self._square(id(p), p.grad)
+
+    def _square(self, key: int, grad: Tensor) -> Tensor:
+        """‖g‖², through the preconditioner where there is one."""
+        return _square(grad, self.roots.get(key, 1.0))
+
+    def _roots(self) -> dict[int, Tensor | float]:
+        """√(η/P) of each parameter, 0 for one that is never moved; nothing before the optimizer's first step."""
+        optimizer, named = self.training.known(self.gauge), self.training.parameters()
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        try:
+            found = scales(optimizer, {name: p for name, p in named.items() if id(p) in held})
+        except ValueError:  # no step was taken yet; what else could be wrong was found at the start
+            return {}
+        return {id(p): _root(found[name]) if name in found else 0.0 for name, p in named.items()}
 
     def read(self) -> Values:
         k, b, scale = max(self.count.values(), default=0), self.gauge.examples, self.scale
@@ -96,7 +125,8 @@ class _NoiseMeter(Meter):
         small = k * torch.stack([x.to(first) for x in self.small.values()]).sum() / scale**2
         square = (k * big - small) / (k - 1)
         variance = (small - big) / (1 / b - 1 / (k * b))
-        return {"gradient_square": square, "gradient_variance": variance, "noise_scale": self._ratio(square, variance)}
+        found = {"gradient_square": square, "gradient_variance": variance, "noise_scale": self._ratio(square, variance)}
+        return {f"preconditioned_{n}": v for n, v in found.items()} if self.gauge.preconditioned else found
 
     def _ratio(self, square: Tensor, variance: Tensor) -> Tensor:
         """Both means have the same weights, so that the ratio needs no correction of their bias."""
@@ -119,7 +149,17 @@ class _Micro:
         self.meter.part(self.key, grad)
 
 
-def _square(grad: Tensor) -> Tensor:
-    values = (grad.coalesce().values() if grad.is_sparse else grad).detach()
+def _root(scale: Scale) -> Tensor | float:
+    if not scale.moved:
+        return 0.0
+    return (scale.rate / scale.entries).sqrt_() if isinstance(scale.entries, Tensor) else math.sqrt(scale.rate)
+
+
+def _square(grad: Tensor, root: Tensor | float) -> Tensor:
+    held = grad.coalesce() if grad.is_sparse else grad
+    values = (held.values() if grad.is_sparse else held).detach()
     wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    return torch.linalg.vector_norm(wide).double() ** 2
+    if isinstance(root, Tensor):
+        wide = wide * (root[held.indices().unbind()] if grad.is_sparse else root).to(wide)
+        return torch.linalg.vector_norm(wide).double() ** 2
+    return torch.linalg.vector_norm(wide).double() ** 2 * root**2
