@@ -95,3 +95,13 @@ def test_runs_without_a_shared_step_are_refused(tmp_path: Path) -> None:
         object.__setattr__(run, "source", type("Other", (), {"steps": steps, "label": "x"})())
     with pytest.raises(ValueError, match="share no recorded step"):
         module._Run(WidthTransfer(), runs, 0)
+
+
+def test_a_run_that_diverged_leaves_the_others(tmp_path: Path) -> None:
+    runs = {f"width {w}": record(tmp_path, "standard", w, lr=0.1 if w > 4 else 1e60) for w in (4, 8, 16)}
+    reading = WidthTransfer(moments=2).run(Runs(runs))
+    assert np.isnan(reading.data.sharpness.values).tolist() == [[False, True], [False, False], [False, False]]
+    assert np.isfinite(reading.data.gap.values).all()
+    assert not reading.converged
+    assert any(note.startswith("width 4 could not be measured at step 8") for note in reading.notes)
+    assert reading.figure().panels

@@ -116,9 +116,9 @@ class WidthTransfer(Probe[Runs]):
     def estimate(self, subject: Runs) -> Cost:
         """The widest run's eigenvalue and kernel, one at a time."""
         runs = trajectories(subject, self.name)
-        last = [run.pair(run.steps[0], run.steps[-1]) for run in runs.values()]
-        most = max(_spectrum(False).estimate(pair.second).bytes for pair in last)
-        kernels = max(self._kernel().estimate(pair).bytes for pair in last) if self.kernel else 0
+        first = [run.pair(run.steps[0], run.steps[0]) for run in runs.values()]  # the last may have diverged
+        most = max(_spectrum(False).estimate(pair.second).bytes for pair in first)
+        kernels = max(self._kernel().estimate(pair).bytes for pair in first) if self.kernel else 0
         count = len(runs) * min(self.moments, *(len(run.steps) for run in runs.values()))
         return Cost(max(most, kernels), None, f"an eigenvalue{' and a kernel' if self.kernel else ''}, {count} times")
 
@@ -158,7 +158,17 @@ class _Run:
         return [(place, number) for place in places for number in range(len(self.labels))]
 
     def look(self, number: int, place: int) -> None:
-        """One run at one step."""
+        """One run at one step; where it has diverged its numbers stay nan, and a note says so."""
+        try:
+            self.measure(number, place)
+        except (ValueError, ArithmeticError) as problem:
+            if place == 0:
+                raise
+            said = f"{self.labels[number]} could not be measured at step {self.steps[place]}: {problem}"
+            self.notes[said[:300]] = None
+
+    def measure(self, number: int, place: int) -> None:
+        """The numbers of one run at one step."""
         trajectory, at = self.runs[self.labels[number]], (number, place)
         subject = trajectory.subject(self.steps[place])
         found = _spectrum(self.rates(subject)).run(subject, seed=self.seed)
