@@ -161,6 +161,11 @@ class Subject(LossFunction):
         return self._feed.data.available
 
     @property
+    def on(self) -> str:
+        """How many of them there are, as notes say it: "on 256 of 60000 examples"."""
+        return f"on {self.examples} of {self.available or 'unknown'} examples"
+
+    @property
     def places(self) -> tuple[int, ...]:
         """Where each example stands in the data that were given: a dataset's index, or how many came before it."""
         return tuple(self._feed.data.places)
@@ -281,7 +286,7 @@ class Subject(LossFunction):
             "device": self.device.type,
             "examples": self.examples,
             "available": self.available,
-            "on": f"on {self.examples} of {self.available or 'unknown'} examples",
+            "on": self.on,
             "seed": self.seed,
             "batch_size": self._micro if self.norm != "eval" else self.batch_size,
             "notes": list(self.notes),

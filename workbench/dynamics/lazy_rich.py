@@ -230,7 +230,7 @@ class _Run:
         self.notes: dict[str, None] = dict.fromkeys(
             (
                 *self.start.notes,
-                f"on {self.start.examples} of {self.start.available or 'unknown'} examples",
+                self.start.on,
                 f"products on a few examples differ from the kernel by {gap:.0e}",
                 *([] if self.steps[0] == 0 else [f"the start is step {self.steps[0]}, the first that was recorded"]),
                 *([] if self.targets is not None else ["the targets are not of the outputs' shape: no alignment"]),

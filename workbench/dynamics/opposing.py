@@ -193,7 +193,7 @@ class _Run:
         if self.losses is None:
             self.losses = np.full((len(self.steps), len(found)), np.nan)
             self.count = max(1, min(math.ceil(self.probe.share * len(found)), len(found) // 2))
-            on = f"on {here.examples} of {here.available or 'unknown'} examples"
+            on = here.on
             self.notes = (*here.notes, on)
             if (np.diff(self.steps) > 1).any():
                 self.notes += ("checkpoints are more than one step apart: alternation between them is not seen",)

@@ -168,7 +168,7 @@ class _Run:
         """What a reader must know about these numbers."""
         subject = self.subject
         none = () if self.heads else ("no attention ran: no softmax over the last of three or more axes",)
-        return (*subject.notes, f"on {subject.examples} of {subject.available or 'unknown'} examples", *none)
+        return (*subject.notes, subject.on, *none)
 
 
 class _Watch(TorchFunctionMode):

@@ -243,7 +243,7 @@ class _Run:
             yield f"from a density of {self.matrix.size} eigenvalues: not all of them are known"
         if "sharpness" in self.values and not self.values["sharpness"] > 0:
             yield "no eigenvalue is positive: none is flat beside the largest"
-        yield f"on {subject.examples} of {subject.available or 'unknown'} examples"
+        yield subject.on
 
 
 def _units(subject: Subject) -> Iterator[Tensor]:

@@ -334,7 +334,7 @@ class _Run:
     def notes(self, last: bool) -> tuple[str, ...]:
         """What a reader must know about these numbers."""
         subject = self.subject
-        said = [*subject.notes, *self.said, f"on {subject.examples} of {subject.available or 'unknown'} examples"]
+        said = [*subject.notes, *self.said, subject.on]
         if self.probe.inputs and self.features == 1:
             said.append("the inputs are not one tensor of real numbers, so they have no saliency")
         if last and math.isnan(self.values["misalignment"]):

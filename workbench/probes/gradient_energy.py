@@ -180,7 +180,7 @@ class _Run:
             yield "the gradient is zero: it has no direction"
         elif last and math.isnan(self.values["gradient_share_error"]):
             yield f"no gap after eigenvalue {top} is resolved: the first {top} directions may be others"
-        yield f"on {subject.examples} of {subject.available or 'unknown'} examples"
+        yield subject.on
 
 
 def _shares(data: xr.Dataset) -> Panel:

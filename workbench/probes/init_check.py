@@ -98,7 +98,7 @@ class InitCheck(Probe[Subject]):
         values = _outputs(subject, names) | _weights(subject, names)
         values["lsuv"] = np.abs(np.asarray(values["output_std"]) - 1) <= self.tolerance
         words = self._fixup(subject, names, values)
-        on = f"on {subject.examples} of {subject.available or 'unknown'} examples"
+        on = subject.on
         notes, coords = (*subject.notes, on, *words), {"layer": np.array(names)}
         yield self.reading(0.5, values, coords=coords, notes=notes)
         values |= self._update(subject, names)

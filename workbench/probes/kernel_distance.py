@@ -128,7 +128,7 @@ class _Run:
         gap = max(kernel.check() for kernel in self.kernels)
         self.notes = (
             *dict.fromkeys((*first.notes, *second.notes)),
-            f"on {first.examples} of {first.available or 'unknown'} examples",
+            first.on,
             f"products on a few examples differ from the kernel by {gap:.0e}",
         )
 

@@ -177,7 +177,7 @@ class _Run:
         self.ratios = np.logspace(WEAKEST, STRONGEST, probe.strengths)
         self.notes = (
             *fit.notes,
-            f"on {fit.examples} of {fit.available or 'unknown'} examples",
+            fit.on,
             f"products on a few examples differ from the kernel by {gap:.0e}",
         )
 

@@ -145,7 +145,7 @@ class _Run:
         self.values["parameters"] = subject.size
         self.notes = (
             *subject.notes,
-            f"on {subject.examples} of {subject.available or 'unknown'} examples",
+            subject.on,
             f"products on a few examples differ from the kernel by {gap:.0e}",
         )
 

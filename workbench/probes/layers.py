@@ -322,7 +322,7 @@ class _Run:
         subject = self.subject
         said = [*subject.notes, *self.tested, _KINKS, *coverage_words(self.covered, self.unused)]
         if subject.available is None or subject.examples < subject.available:
-            said.append(f"on {subject.examples} of {subject.available or 'unknown'} examples: {_SUBSET}")
+            said.append(f"{subject.on}: {_SUBSET}")
         said += [f"{run.block.group.name}: {run.rounded}" for run in self.all() if run.rounded]
         if self.probe.minimum and not self.probe.aim().bottom:
             said.append("the minimum was not sought: this matrix has no negative eigenvalues where the loss is convex")

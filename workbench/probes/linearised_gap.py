@@ -134,7 +134,7 @@ class _Run:
         self.sums: list[Sums] = []
         self.curve: list[Sums] = []
         moving = [n for n, t in self.start.items() if n not in self.leaves and not torch.equal(t, self.end[n])]
-        self.notes = [*pair.notes, f"on {pair.first.examples} of {pair.first.available or 'unknown'} examples"]
+        self.notes = [*pair.notes, pair.first.on]
         if moving:
             self.notes.append(
                 f"{', '.join(moving[:4])}{' and others' if len(moving) > 4 else ''}: not chosen or running statistics, "

@@ -144,7 +144,7 @@ class _Run:
             v.name: np.full(shape if len(v.dims) == 2 else shape[1:], np.nan) for v in probe.variables if v.dims
         }
         self.values["learning_rate"] = self.rate
-        self.notes = (*subject.notes, f"on {subject.examples} of {subject.available or 'unknown'} examples")
+        self.notes = (*subject.notes, subject.on)
 
     def suggested(self) -> float:
         """1/λ_1 of the Gauss-Newton matrix at the start; 1 where there is no curvature."""

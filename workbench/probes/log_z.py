@@ -139,7 +139,7 @@ class _Run:
             values |= {"log_z_quantile": np.quantile(rows[:, 0], QUANTILES), "max_logit": self.largest}
             values["predictions"] = len(rows)
         subject = self.subject
-        notes = (*subject.notes, f"on {subject.examples} of {subject.available or 'unknown'} examples")
+        notes = (*subject.notes, subject.on)
         coords = {"quantile": np.array(QUANTILES)}
         return self.probe.reading(done, values, coords=coords, converged=done == 1, notes=notes)
 

@@ -324,7 +324,7 @@ class _Run:
             said += [self.point.tested.words, _KINKS]
         if self.subject.norm == "eval" and any("BatchNorm" in note for note in said):
             said.append("BatchNorm's running statistics are not estimated anew for perturbed weights")
-        said.append(f"on {self.subject.examples} of {self.subject.available or 'unknown'} examples")
+        said.append(self.subject.on)
         said.append("sharpness falls with the training loss: compare models only at equal training loss")
         if self.probe.normalise_logits:
             said.append("adaptive definitions divide each example's logits by their root mean square")

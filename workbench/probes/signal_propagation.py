@@ -238,7 +238,7 @@ class _Run:
         """The reading of now."""
         subject = self.subject
         theory = () if self.chain else ("no theory: the net is no sequence of dense layers and activations",)
-        on = f"on {subject.examples} of {subject.available or 'unknown'} examples"
+        on = subject.on
         coords = {"layer": np.array([layer.name or "model" for layer in self.layers])}
         notes = (*subject.notes, on, *theory, *self.words)
         return self.probe.reading(done, self.values, coords=coords, converged=done == 1, notes=notes)

@@ -181,7 +181,7 @@ class _Run:
         gap = self.kernel.check()
         self.notes = (
             *self.subject.notes,
-            f"on {self.subject.examples} of {self.subject.available or 'unknown'} examples",
+            self.subject.on,
             f"products on a few examples differ from the kernel by {gap:.0e}",
         )
         if self.targets is None:

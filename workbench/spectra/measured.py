@@ -137,7 +137,7 @@ class Measured:
         subject, state = self.subject, self.run.state
         said = [*subject.notes, *self.run.notes(), _KINKS, *self.seen_through()]
         if subject.available is None or subject.examples < subject.available:
-            said.append(f"on {subject.examples} of {subject.available or 'unknown'} examples: {_SUBSET}")
+            said.append(f"{subject.on}: {_SUBSET}")
         if self.bracket and self.bracket.wide:
             said.append(
                 f"on so few examples the sharpness of all data is only known to lie about {self.bracket.low:.3g} to "
