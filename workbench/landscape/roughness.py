@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -15,11 +15,12 @@ from workbench.figure import AnyMark, Axis, Figure, Panel, Points, Rule, fitting
 from workbench.figure import Line as Curve
 from workbench.landscape.directions import random_direction
 from workbench.landscape.points import PlanePoints, expected_bytes
+from workbench.landscape.settings import LineExtent, LineNormalization, Lines, LossScale
 from workbench.numerics.persistence import excess_variation, persistence, second_difference_spread
 from workbench.numerics.sampling import Draw
 from workbench.numerics.stats import Moments
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Choice, Display, Doc, Range
+from workbench.schema import Doc, Range
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
@@ -55,20 +56,14 @@ class Roughness(Probe[Subject]):
     Source: total variation, second differences and persistence as they are; their use here is a convention.
     """
 
-    lines: Annotated[int, Range(2, 500, soft=(2, 50)), Doc("Random directions.")] = 10
+    lines: Lines = 10
     points: Annotated[int, Range(5, 1001, 2, soft=(11, 201)), Doc("Points on each line; roughness depends on it.")] = 51
-    extent: Annotated[
-        float, Range(1e-4, 100.0, log=True, soft=(0.01, 10.0)), Doc("Half-length of each line, in filter lengths.")
-    ] = 1.0
+    extent: LineExtent = 1.0
     threshold: Annotated[
         float, Range(0.0, 1.0, soft=(0.0, 0.2)), Doc("Least depth of a minimum that counts, as a share of the range.")
     ] = 0.01
-    normalization: Annotated[
-        Literal["filter", "layer", "none"],
-        Doc("How directions are scaled to the weights."),
-        Choice({"filter": "to each filter's norm", "layer": "to each tensor's norm", "none": "plain Gaussian"}),
-    ] = "filter"
-    scale: Annotated[Literal["log", "linear"], Doc("How the loss is drawn."), Display()] = "linear"
+    normalization: LineNormalization = "filter"
+    scale: LossScale = "linear"
 
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("loss", ("line", "alpha"), "mean loss over the examples", "loss per example", "loss_error"),
