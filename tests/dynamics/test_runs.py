@@ -93,3 +93,25 @@ def test_steps_and_examples_of_recorded_runs(tmp_path: Path) -> None:
     assert data.examples.values.tolist() == [72, 96, 192, 128]
     assert float(data.critical_batch) == pytest.approx(16.0)
     assert float(data.fewest_steps) == pytest.approx(4.0)
+
+
+def test_only_the_quickest_learning_rate_of_a_batch_size_counts(tmp_path: Path) -> None:
+    """At rate 0.1 steps lie on 4 + 64/B; other rates are slower, get stuck, or get there with one of two seeds."""
+    steps = {
+        "batch 2 lr 0.1": 36, "batch 2 lr 0.2": 50, "batch 4 lr 0.1 a": 10, "batch 4 lr 0.1 b": 40, "batch 4 lr 1 a": 2,
+        "batch 4 lr 1 b": None, "batch 8 lr 0.1": 12, "batch 8 lr 0.01": None, "batch 32 lr 0.1": 6,
+    }  # fmt: skip
+    runs = {
+        label: record(tmp_path / label, [1.0] * 60 if need is None else [1.0] * (need - 1) + [0.1])
+        for label, need in steps.items()
+    }
+    data = CriticalBatch().run(Runs(runs)).data
+    assert float(data.target_value) == pytest.approx(0.1), "runs that get stuck do not decide the target"
+    assert [label for label, kept in zip(steps, data.counted.values, strict=True) if kept] == [
+        label for label in steps if "lr 0.1" in label
+    ]
+    assert float(data.critical_batch) == pytest.approx(16.0, rel=1e-3)
+    assert float(data.fewest_steps) == pytest.approx(4.0, rel=1e-3)
+    every = CriticalBatch(target=0.5, best_rate=False).run(Runs(runs)).data
+    assert every.counted.values.all()
+    assert float(every.critical_batch) != pytest.approx(16.0, rel=0.1)

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from workbench.dynamics.labels import batch_size, missing, trajectories
+from workbench.dynamics.labels import batch_size, learning_rate, missing, trajectories
 from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Rule, Text
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
@@ -31,11 +31,14 @@ class CriticalBatch(Probe[Runs]):
     (S/S_min - 1)(E/E_min - 1) = 1, which is S = S_min + E_min/B, fitted to log S by least squares. ``critical_batch``
     = E_min/S_min: there, twice the fewest steps and twice the fewest examples are needed.
 
+    Where a batch size comes with several learning rates, the one that needs the fewest steps (geometric mean over its
+    runs, all of which must get there) is its own, and only its runs are ``counted`` in the fit.
+
     How to read it: runs left of the corner waste steps, those right of it examples. Compare ``critical_batch`` with the
     noise scale of ``GradientNoise`` along the path; it grows as ``target`` falls.
 
     What it costs: reading scalars; no model is looked at. Batch sizes are the scalar ``batch_size`` or what the labels
-    say ("batch 64").
+    say ("batch 64"), learning rates those of the recorded optimizer or what the labels say ("lr 0.1").
 
     When it misleads: each batch size needs its own best learning rate, else the hyperbola is that of the tuning. Batch
     sizes on one side of the corner leave the other end to extrapolation, and the interval says so. A target that only
@@ -49,13 +52,16 @@ class CriticalBatch(Probe[Runs]):
 
     series: Annotated[str, Doc("The recorded scalar that is to reach the target.")] = "train_loss"
     target: Annotated[
-        float | None, Range(-1e9, 1e9), Doc("What it is to reach; None: the largest of the runs' least values.")
+        float | None, Range(-1e9, 1e9), Doc("What it is to reach; None: the lowest that every batch size reaches.")
     ] = None
     sustain: Annotated[int, Range(1, 10_000, soft=(1, 50)), Doc("Records for which it must stay there.")] = 1
+    best_rate: Annotated[bool, Doc("Whether only the quickest learning rate of each batch size counts.")] = True
 
     looks_at: ClassVar[Look] = "runs"
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("batch_size", ("run",), "batch size of the run", "examples"),
+        Variable("learning_rate", ("run",), "learning rate, where one batch size has several"),
+        Variable("counted", ("run",), "whether the run's learning rate is its batch size's best", kind="bool"),
         Variable("steps", ("run",), "steps to the target", "steps"),
         Variable("examples", ("run",), "examples to the target", "examples"),
         Variable("reached", (), "runs that reached the target"),
@@ -80,12 +86,17 @@ class CriticalBatch(Probe[Runs]):
                 raise ValueError(missing(run, label, self.series))
             column = run.scalars[self.series].dropna()
             curves.append((column.index.to_numpy(dtype=np.float64), column.to_numpy(dtype=np.float64)))
-        least = [float(v.min()) for _, v in curves if len(v)]
-        target = self.target if self.target is not None else (max(least) if least else math.nan)
         sizes = np.array([batch_size(label, run) for label, run in runs.items()])
+        rates = np.full(len(sizes), np.nan)
+        if self.best_rate and len(np.unique(sizes)) < len(sizes):
+            rates = np.array([learning_rate(label, run) for label, run in runs.items()])
+        least = np.array([float(v.min()) if len(v) else np.nan for _, v in curves])
+        target = self.target if self.target is not None else lowest_for_all(sizes, rates, least)
         steps = np.array([first_reached(t, v, target, self.sustain) for t, v in curves])
-        values: dict[str, Any] = {"batch_size": sizes, "steps": steps, "examples": sizes * steps}
-        values |= {"target_value": target, "reached": np.isfinite(steps).sum(), **fit_hyperbola(sizes, steps)}
+        counted = quickest(sizes, rates, steps)
+        values: dict[str, Any] = {"batch_size": sizes, "learning_rate": rates, "counted": counted}
+        values |= {"steps": steps, "examples": sizes * steps, "target_value": target}
+        values |= {"reached": np.isfinite(steps).sum(), **fit_hyperbola(sizes[counted], steps[counted])}
         coords = {"run": np.array(list(runs))}
         yield self.reading(1.0, values, coords=coords, converged=True, notes=self._notes(list(runs), sizes, values))
 
@@ -120,15 +131,52 @@ def trade_panel(data: xr.Dataset) -> Panel:
     x, y = data.examples.values, data.steps.values
     if not np.isfinite(x).any():
         return Panel((Text(1.0, 1.0, "no run with a known batch size reached the target"),), *axes)
-    marks: list[AnyMark] = [Points(x, y, label="runs")]
+    counted = data.counted.values if "counted" in data else np.ones(len(x), dtype=bool)
+    marks: list[AnyMark] = [Points(x[counted], y[counted], label="runs")]
+    if np.isfinite(x[~counted]).any():
+        marks.append(Points(x[~counted], y[~counted], label="other learning rates", role="reference"))
     fewest, most = float(data.fewest_steps), float(data.fewest_examples)
     if math.isfinite(fewest):
-        known = data.batch_size.values[np.isfinite(x)]
+        known = data.batch_size.values[counted & np.isfinite(x)]
         sizes = np.geomspace(known.min() / 3, known.max() * 3, 100)
         steps = fewest + most / sizes
         marks += [Line(steps * sizes, steps, "hyperbola", "second"), Rule(fewest, "y", "S_min")]
         marks += [Rule(most, "x", "E_min")]
     return Panel(tuple(marks), *axes)
+
+
+def _alike(sizes: Floats, rates: Floats) -> list[list[NDArray[np.intp]]]:
+    """For each batch size, the runs of each of its learning rates; a run of no known batch size stands alone."""
+    known = [np.flatnonzero(sizes == size) for size in np.unique(sizes[np.isfinite(sizes)])]
+    rate = np.nan_to_num(rates, nan=-1.0)
+    groups = [[runs[rate[runs] == r] for r in np.unique(rate[runs])] for runs in known]
+    return groups + [[np.array([run])] for run in np.flatnonzero(~np.isfinite(sizes))]
+
+
+def lowest_for_all(sizes: Floats, rates: Floats, least: Floats) -> float:
+    """The lowest value that every batch size reaches in all runs of one of its learning rates; from runs (n,)."""
+    each = [min(_largest(least[runs]) for runs in groups) for groups in _alike(sizes, rates)]
+    found = [value for value in each if math.isfinite(value)]
+    return max(found) if found else math.nan
+
+
+def _largest(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.max()) if len(known) else math.inf
+
+
+def quickest(sizes: Floats, rates: Floats, steps: Floats) -> NDArray[np.bool_]:
+    """Which runs (n,) are of their batch size's quickest learning rate; all of them where none brings all runs there.
+
+    Rates are compared by the geometric mean of ``steps``; nan, for a run that did not get there, loses.
+    """
+    counted = np.ones(len(sizes), dtype=bool)
+    for groups in _alike(sizes, rates):
+        means = np.array([np.log(np.maximum(steps[runs], 1)).mean() for runs in groups])
+        if len(groups) > 1 and np.isfinite(means).any():
+            counted[np.concatenate(groups)] = False
+            counted[groups[int(np.nanargmin(means))]] = True
+    return counted
 
 
 def first_reached(steps: Floats, values: Floats, target: float, sustain: int) -> float:
