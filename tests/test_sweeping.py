@@ -17,6 +17,8 @@ import torch
 from toys import examples, net, record_training
 
 from workbench.dynamics.along import Along
+from workbench.dynamics.learning_rates import LearningRateSensitivity
+from workbench.dynamics.spikes import Spikes
 from workbench.landscape.plane import Plane
 from workbench.probes.collapse import NeuralCollapse
 from workbench.probes.spectrum import HessianSpectrum
@@ -87,6 +89,22 @@ def test_probes_of_points_look_at_every_checkpoint_and_those_of_paths_at_the_who
     assert list(chosen.table.status) == ["stored"]
     with pytest.raises(ValueError, match="has no weights at step 7; it has 0, 4, 8, 12"):
         sweep(SPECTRUM, trajectory, tmp_path, client, steps=[7])
+
+
+def test_probes_that_compare_runs_look_at_all_of_them_together(client: Any, tmp_path: Path) -> None:
+    runs = trainings(recipe(), {f"seed {seed}": {"seed": seed} for seed in range(2)}, tmp_path / "runs", client)
+    probes = [LearningRateSensitivity(), Spikes(series="train_loss")]
+    done = sweep(probes, dict(runs), tmp_path / "store", client)
+    assert [(t.probe.name, t.label) for t in done.tasks] == [
+        ("LearningRateSensitivity", "all together"),
+        ("Spikes", "seed 0"),
+        ("Spikes", "seed 1"),
+    ]
+    assert set(done.table.status) == {"measured"}
+    found = dict(done.summaries("LearningRateSensitivity").iloc[0])
+    assert found["best_rate"] == LearningRateSensitivity().run(runs).summary["best_rate"] == 0.1
+    with pytest.raises(TypeError, match="LearningRateSensitivity looks at several runs; got trajectory"):
+        sweep(probes[0], {"one": runs["seed 0"]}, tmp_path / "store", client)
 
 
 def test_a_failure_is_a_row_and_stops_nothing(client: Any, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ DEATHS = 10
 """How many workers may die under a task before it is the task's own fault."""
 WORKERS = 8
 """Processes of a local cluster, at most: one a core."""
+TOGETHER = "all together"
+"""The label of all trajectories as one, for probes that compare runs."""
 _INSTALL = 'sweeps need Dask: pip install "workbench[dask]"'
 
 
@@ -126,8 +128,9 @@ def sweep(
 ) -> Sweep:
     """Measure every probe on every subject that it looks at, in worker processes, and keep the readings in ``store``.
 
-    A probe of a point looks at each checkpoint of a trajectory. What is in the store already is not measured again;
-    a failure is written down and stops nothing else; an interrupt leaves what was stored, and the next call goes on.
+    A probe of a point looks at each checkpoint of a trajectory, a probe of runs at all trajectories together. What is
+    in the store already is not measured again; a failure is written down and stops nothing else; an interrupt leaves
+    what was stored, and the next call goes on.
 
     Args:
         probes: one or several, with their settings.
@@ -150,7 +153,7 @@ def sweep(
     """
     chosen = [probes] if isinstance(probes, Probe) else list(probes)
     kept = store if isinstance(store, Store) else Store(store)
-    members = _members(subjects)
+    members = _together(chosen, _members(subjects))
     tasks = tuple(_work(chosen, members, steps))
     result = Sweep(tasks, kept, [Outcome()] * len(tasks))
     with connected(client, workers, len(tasks)) as cluster, _laid_out(kept, members) as files:
@@ -203,6 +206,13 @@ def _members(subjects: Any) -> dict[str, Any]:
     return found
 
 
+def _together(probes: Iterable[Probe[Any]], members: dict[str, Any]) -> dict[str, Any]:
+    """The members, and with them all trajectories as one where a probe compares runs and was given none."""
+    wanted = any(probe.looks_at == "runs" for probe in probes)
+    alike = len(members) > 1 and all(isinstance(one, Trajectory) for one in members.values())
+    return {**members, TOGETHER: Runs(members)} if wanted and alike else members
+
+
 def _label(one: Any, number: int) -> str:
     return str(getattr(one, "label", None) or f"{getattr(one, 'kind', 'subject')} {number}")
 
@@ -210,15 +220,18 @@ def _label(one: Any, number: int) -> str:
 def _work(probes: Iterable[Probe[Any]], members: Mapping[str, Any], steps: Sequence[int] | None) -> Iterator[Task]:
     """Every task; trajectories are opened up for probes of a point."""
     for probe in probes:
-        found = [Task(probe, label, step) for label, one in members.items() for step in _steps(probe, one, steps)]
+        found = [
+            Task(probe, label, step) for label, one in members.items() for step in _steps(probe, label, one, steps)
+        ]
         if not found:
             kinds = ", ".join(sorted({getattr(one, "kind", type(one).__name__) for one in members.values()}))
-            raise TypeError(f"{probe.name} looks at a {probe.looks_at}; got {kinds or 'nothing'}.")
+            wanted = "several runs" if probe.looks_at == "runs" else f"a {probe.looks_at}"
+            raise TypeError(f"{probe.name} looks at {wanted}; got {kinds or 'nothing'}.")
         yield from found
 
 
-def _steps(probe: Probe[Any], one: Any, wanted: Sequence[int] | None) -> list[int | None]:
-    kinds = (probe.looks_at, *probe.looks_also_at)
+def _steps(probe: Probe[Any], label: str, one: Any, wanted: Sequence[int] | None) -> list[int | None]:
+    kinds = (probe.looks_at, *(() if isinstance(one, Runs) and label == TOGETHER else probe.looks_also_at))
     if getattr(one, "kind", None) in kinds:
         return [None]
     if isinstance(one, Trajectory) and "subject" in kinds:
