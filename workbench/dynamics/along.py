@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from workbench.dynamics.checkpoints import Every, every_so_many, readings_at
 from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
-from workbench.probe import Cost, Probe, Reading, Value, Variable, drive
+from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.probes.spectrum import HessianSpectrum
 from workbench.provenance import provenance_of
 from workbench.resolve import resolve
-from workbench.schema import Doc, Range
+from workbench.schema import Doc
 from workbench.trajectory import Trajectory
 
 PANELS = 4
@@ -67,9 +67,7 @@ class Along(Probe[Trajectory]):
     probe: Annotated[Probe[Any], Doc("The probe to read at each checkpoint; one that looks at a point.")] = field(
         default_factory=_sharpness
     )
-    every: Annotated[
-        int, Range(1, 10_000, soft=(1, 20)), Doc("Read every so many checkpoints; the first and the last always.")
-    ] = 1
+    every: Every = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +122,7 @@ class Along(Probe[Trajectory]):
     ) -> Reading | None:
         """What the workers of a cluster found at the checkpoints."""
         at_steps = resolve("workbench.sweeping:at_steps")
-        steps = self.chosen(subject.steps)
+        steps = every_so_many(subject.steps, self.every)
         order = [steps[place] for place in _order(len(steps))]
         joined, last = _Joined(self, steps, *_training(subject, steps)), None
         made = {**provenance_of(subject, seed), "context": self.context(subject)}
@@ -136,19 +134,14 @@ class Along(Probe[Trajectory]):
                     on_reading(last)
         return last
 
-    def chosen(self, steps: tuple[int, ...]) -> tuple[int, ...]:
-        """The steps that are read: every so many, and the last."""
-        picked = steps[:: self.every]
-        return picked if picked[-1] == steps[-1] else (*picked, steps[-1])
-
     def stream(self, subject: Trajectory, draw: Draw) -> Iterator[Reading]:
         """Read checkpoint after checkpoint, ends and middle first; each reading of the probe gives one of the curve."""
-        steps = self.chosen(subject.steps)
+        steps = every_so_many(subject.steps, self.every)
         yield from self._read(subject, draw, _Joined(self, steps, *_training(subject, steps)))
 
     def resume(self, subject: Trajectory, draw: Draw, before: xr.Dataset) -> Iterator[Reading]:
         """As ``stream``, without the checkpoints that were read to their end."""
-        steps = self.chosen(subject.steps)
+        steps = every_so_many(subject.steps, self.every)
         joined = _Joined(self, steps, *_training(subject, steps))
         joined.restore(before)
         yield from self._read(subject, draw, joined)
@@ -161,7 +154,7 @@ class Along(Probe[Trajectory]):
                     yield joined.reading(1.0)
                 continue
             try:
-                for reading in _readings(self.probe, subject, steps[place], draw.seed):
+                for reading in readings_at(self.probe, subject, steps[place], draw.seed):
                     joined.put(place, reading)
                     yield joined.reading((seen + reading.done) / len(steps))
             except (ValueError, ArithmeticError) as problem:
@@ -172,7 +165,8 @@ class Along(Probe[Trajectory]):
 
     def estimate(self, subject: Trajectory) -> Cost:
         """The probe's cost at the first checkpoint (the last may have diverged), for each checkpoint in turn."""
-        one, count = self.probe.estimate(subject.subject(subject.steps[0])), len(self.chosen(subject.steps))
+        one = self.probe.estimate(subject.subject(subject.steps[0]))
+        count = len(every_so_many(subject.steps, self.every))
         products = None if one.products is None else one.products * count
         seconds = None if one.seconds is None else one.seconds * count
         return Cost(one.bytes, products, f"{one.words}, at each of {count} checkpoints", seconds)
@@ -230,11 +224,6 @@ def _order(count: int) -> Iterator[int]:
         new = [int(place) for place in level if int(place) not in seen]
         seen.update(new)
         yield from new
-
-
-def _readings(probe: Probe[Any], trajectory: Trajectory, step: int, seed: int) -> Iterator[Reading]:
-    with contextlib.closing(cast("Any", drive(probe, trajectory.subject(step), seed=seed))) as stream:
-        yield from stream
 
 
 def _training(trajectory: Trajectory, steps: tuple[int, ...]) -> tuple[list[str], NDArray[np.float64]]:

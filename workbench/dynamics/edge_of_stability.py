@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from workbench.dynamics.checkpoints import Every, every_so_many, readings_at
 from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, fitting, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.crossings import Crossing, known, sustained
 from workbench.numerics.sampling import Draw
 from workbench.operators.preconditioned import preconditioner
-from workbench.probe import Cost, Look, Probe, Reading, Value, Variable, drive
+from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.probes.spectrum import HessianSpectrum
 from workbench.schema import Doc, Range
 from workbench.trajectory import Trajectory
@@ -100,9 +100,7 @@ class EdgeOfStability(Probe[Trajectory]):
     tolerance: Annotated[
         float, Range(1e-6, 0.5, log=True, soft=(1e-4, 0.2)), Doc("Residual over eigenvalue that counts as converged.")
     ] = 0.01
-    every: Annotated[
-        int, Range(1, 10_000, soft=(1, 20)), Doc("Read every so many checkpoints; the first and the last always.")
-    ] = 1
+    every: Every = 1
     late: Annotated[int, Range(1, 10_000, soft=(2, 50)), Doc("Checkpoints at the end that ratio_late averages.")] = 10
 
     @property
@@ -113,14 +111,9 @@ class EdgeOfStability(Probe[Trajectory]):
             density=False, bracket=False,
         )  # fmt: skip
 
-    def chosen(self, steps: tuple[int, ...]) -> tuple[int, ...]:
-        """The steps that are read: every so many, and the last."""
-        picked = steps[:: self.every]
-        return picked if picked[-1] == steps[-1] else (*picked, steps[-1])
-
     def stream(self, subject: Trajectory, draw: Draw) -> Iterator[Reading]:
         """Checkpoint after checkpoint, ends and middle first, so that the shape of the curve is there early."""
-        steps = self.chosen(subject.steps)
+        steps = every_so_many(subject.steps, self.every)
         if self.preconditioned:
             # What was not recorded is said before work starts; at step 0 an adaptive optimizer has no state yet.
             preconditioner(subject.subject(steps[min(1, len(steps) - 1)]))
@@ -128,7 +121,7 @@ class EdgeOfStability(Probe[Trajectory]):
         order = dict.fromkeys(int(place) for level in levels(len(steps)) for place in level)
         for seen, place in enumerate(order):
             try:
-                for reading in _readings(self.spectrum, subject, steps[place], draw.seed):
+                for reading in readings_at(self.spectrum, subject, steps[place], draw.seed):
                     found.put(place, reading)
                     yield found.reading(min((seen + reading.done) / len(steps), 0.999))
             except (ValueError, ArithmeticError) as problem:
@@ -160,7 +153,8 @@ class EdgeOfStability(Probe[Trajectory]):
 
     def estimate(self, subject: Trajectory) -> Cost:
         """The spectrum's cost at the first checkpoint (the last may have diverged), for each checkpoint in turn."""
-        one, count = self.spectrum.estimate(subject.subject(subject.steps[0])), len(self.chosen(subject.steps))
+        one = self.spectrum.estimate(subject.subject(subject.steps[0]))
+        count = len(every_so_many(subject.steps, self.every))
         products = None if one.products is None else one.products * count
         seconds = None if one.seconds is None else one.seconds * count
         return Cost(one.bytes, products, f"{one.words}, at each of {count} checkpoints", seconds)
@@ -215,11 +209,6 @@ def sharpening(steps: Any, values: Any, errors: Any) -> tuple[float, float]:
     rest = seen - seen.mean() - slope * centred
     scatter = float(rest @ rest) / (len(at) - 2) / spread if len(at) > 2 else 0.0
     return slope, math.sqrt(scatter + float((centred * reach) @ (centred * reach)) / spread**2)
-
-
-def _readings(probe: HessianSpectrum, trajectory: Trajectory, step: int, seed: int) -> Iterator[Reading]:
-    with contextlib.closing(cast("Any", drive(probe, trajectory.subject(step), seed=seed))) as stream:
-        yield from stream
 
 
 class _Found:

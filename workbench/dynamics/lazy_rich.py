@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workbench.dynamics.checkpoints import every_so_many
 from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule, step_axis
 from workbench.numerics.crossings import Crossing, sustained
 from workbench.numerics.kernel_pairs import (
@@ -148,11 +149,6 @@ class LazyRich(Probe[Trajectory]):
         for place in range(len(run.steps)):
             yield from run.read(place)
 
-    def chosen(self, steps: tuple[int, ...]) -> tuple[int, ...]:
-        """The steps that are read."""
-        picked_steps = steps[:: self.every]
-        return picked_steps if picked_steps[-1] == steps[-1] else (*picked_steps, steps[-1])
-
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """When it left, and where it ended."""
         found: dict[str, Value] = {n: float(data[n]) for n in ("left", "left_error", "left_low", "left_high")}
@@ -190,7 +186,7 @@ class LazyRich(Probe[Trajectory]):
         kernel, pair = Kernel(one), Pair(one, one)
         side = kernel.examples * (1 if self.outputs == "trace" else kernel.outputs)
         parts = [probe.estimate(pair).bytes for probe in (_gap(), _features())]
-        count = len(self.chosen(subject.steps))
+        count = len(every_so_many(subject.steps, self.every))
         words = f"the {self.outputs} kernel of {kernel.examples} examples, {side} x {side}, at {count} checkpoints"
         most = max(kernel.expected_bytes(self.outputs), *parts) + 10 * 8 * side**2
         return Cost(most, count * (kernel.outputs + 8), words)
@@ -216,7 +212,7 @@ class _Run:
 
     def __init__(self, probe: LazyRich, subject: Trajectory, draw: Draw) -> None:
         self.probe, self.subject, self.draw = probe, subject, draw
-        self.steps = probe.chosen(subject.steps)
+        self.steps = every_so_many(subject.steps, probe.every)
         self.start = self.opened(self.steps[0])
         self.kernel = Kernel(self.start)
         self.targets = targets(self.start, self.kernel.outputs)
