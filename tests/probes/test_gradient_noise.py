@@ -98,6 +98,21 @@ def test_batches_give_the_same_on_average(net: Subject) -> None:
     assert np.isnan(float(GradientNoise(batch=4).run(part).data.diversity))
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+def test_a_population_whose_noise_scale_is_known(noise: float) -> None:
+    """x ~ N(0, I_d), loss ½ (w·x - y)², y ~ N(0, s²): B = ((d + 1) ‖w‖² + d s²)/‖w‖²."""
+    rng, weight = np.random.default_rng(3), [0.6, -0.8, 0.5, 0.0]
+    x = torch.from_numpy(rng.normal(size=(20_000, 4)))
+    subject = Subject(
+        Linear(weight), (x, noise * torch.from_numpy(rng.normal(size=(20_000, 1)))), "half_mse", max_examples=None
+    )
+    data = GradientNoise(examples=20_000, batch=50).run(subject).data
+    square = float(np.square(weight).sum())
+    wanted = (5 * square + 4 * noise**2) / square
+    assert float(data.noise_scale_low) < wanted < float(data.noise_scale_high)
+    assert float(data.noise_scale_high) < 1.3 * float(data.noise_scale_low), "and it is known well"
+
+
 def test_batch_statistics_need_batches() -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
