@@ -13,7 +13,7 @@ from workbench.draw.paper_style import styled
 from workbench.draw.screen import screen
 from workbench.draw.sheet import sheet
 from workbench.draw.venues import venue
-from workbench.figure import Axis, Contour, Figure, Heat, Panel, Surface
+from workbench.figure import Axis, Contour, Figure, Heat, Panel, Points, Surface
 
 
 def printed(figure):
@@ -43,6 +43,22 @@ def test_axes_have_the_same_limits_and_words(name):
             words = getattr(axes, f"get_{side}label")()
             assert axis.title.text.replace("<br>", "\n") == words
             assert r.label in words
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_tasks_and_layers_are_named_one_by_one_with_nothing_between_them(count):
+    tasks = np.arange(float(count))
+    cells = Panel((Heat(tasks, tasks, np.eye(count)),), Axis("task"), Axis("task"), Axis("accuracy"))
+    points = Panel((Points(tasks, np.linspace(0.1, 0.4, count)),), Axis("task"), Axis("forgetting"))
+    figure = Figure((cells, points))
+    layout, page = screen(figure).layout, printed(figure)
+    first, second = plane_axes(page)
+    for axis, ours in ((first.xaxis, layout.xaxis), (first.yaxis, layout.yaxis), (second.xaxis, layout.xaxis2)):
+        low, high = sorted(axis.get_view_interval())
+        for found in ([t for t in axis.get_majorticklocs() if low <= t <= high], list(ours.tickvals)):
+            assert set(found) <= set(tasks)
+            assert len(found) >= min(count, 3)
+    assert layout.yaxis2.tickmode == "auto"
 
 
 @pytest.mark.parametrize("name", ["landscape", "surface"])

@@ -165,7 +165,7 @@ def _ticks(axis: Any, r: Ruler, count: int) -> None:
     from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
     if r.scale == "linear":
-        axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10], integer=r.whole))
     elif r.scale == "symlog" or r.span[1] - r.span[0] < 1.0:
         values = [float(v) for v in r.ticks(count)]
         axis.set_ticks(values, labels=numbers(r, values))

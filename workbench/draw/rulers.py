@@ -27,13 +27,17 @@ _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 @dataclass(frozen=True)
 class Ruler:
-    """One resolved axis: what it shows from ``low`` to ``high``; ``threshold`` is where a symlog turns linear."""
+    """One resolved axis: what it shows from ``low`` to ``high``; ``threshold`` is where a symlog turns linear.
+
+    ``whole``: a short linear axis of whole numbers (layers, tasks, classes), between which there is nothing to name.
+    """
 
     scale: Scale
     low: float
     high: float
     threshold: float = 1.0
     label: str = ""
+    whole: bool = False
 
     @property
     def remark(self) -> str:
@@ -162,7 +166,8 @@ def _even(low: float, high: float, step: float) -> Array:
 
 
 def _linear_ticks(r: Ruler, count: int) -> Array:
-    return _even(r.low, r.high, nice_step(r.high - r.low, count))
+    step = nice_step(r.high - r.low, count)
+    return _even(r.low, r.high, float(math.ceil(step)) if r.whole else step)
 
 
 def _log_ticks(r: Ruler, count: int) -> Array:

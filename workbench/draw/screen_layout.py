@@ -90,7 +90,7 @@ def _axis(r: Ruler, between: str) -> dict[str, Any]:
 
 
 def _ticks(r: Ruler) -> dict[str, Any]:
-    if r.scale == "linear":
+    if r.scale == "linear" and not r.whole:
         return {"type": "linear", "tickmode": "auto", "tickvals": None, "ticktext": None}
     values = [float(v) for v in r.ticks()]
     found = {"type": "linear", "tickmode": "array", "tickvals": r.forward(values).tolist()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +31,8 @@ from workbench.figure import (
 )
 
 _MARGIN = 0.05
+_FEW = 12.0
+"""Whole numbers that an axis can name one by one; on longer axes round steps are whole anyway."""
 _FLAT = (Surface, Line, Points, Rule, Text)
 
 
@@ -130,9 +133,21 @@ def _plane(panel: Panel, name: Literal["x", "y"]) -> Ruler:
     arrays = [e for m in panel.marks for e in _extent(m, name, free)]
     include = [0.0] if name == "y" and axis.scale != "log" and _grounded(panel) else []
     found = ruler(axis, arrays, margin=0.0 if fields else _MARGIN, include=include)
+    if found.scale == "linear" and found.high - found.low < _FEW and _whole(panel, name):
+        return dataclasses.replace(found, whole=True)
     if include and axis.limits is None and found.low < 0 and _lowest(arrays) >= 0:
         return Ruler(found.scale, 0.0, found.high, found.threshold, found.label)
     return found
+
+
+def _whole(panel: Panel, name: Literal["x", "y"]) -> bool:
+    """Whether marks stand at whole numbers along x, or the cells of a field along either axis."""
+    cells = [m for m in panel.marks if isinstance(m, Heat)]
+    marks = cells if cells or name == "y" else [m for m in panel.marks if not isinstance(m, Rule | Text)]
+    places = [np.ravel(np.asarray(getattr(m, name), dtype=float)) for m in marks]
+    values = np.concatenate(places) if places else np.empty(0)
+    values = values[np.isfinite(values)]
+    return np.unique(values).size > 1 and bool((values == np.round(values)).all())
 
 
 def _grounded(panel: Panel) -> bool:
