@@ -74,6 +74,17 @@ def test_a_walk_diffuses_and_distances_are_norms(tmp_path: Path) -> None:
     assert float(data.tensor_distance[-1, 0]) == pytest.approx(float((last[name] - first[name]).norm()))
 
 
+def test_weights_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    model = nets.dense((3, 2)).double()
+    with wb.Recorder(tmp_path, model, every=1) as recorder, torch.no_grad():
+        for factor in (1.5, float("nan"), 1.0):
+            model.linear1.weight.mul_(factor)
+            recorder.step()
+    reading = DistanceFromInit().run(wb.Trajectory.open(tmp_path))
+    assert np.isnan(reading.data.distance.values).tolist() == [False, False, True, True]
+    assert "weights are not finite from step 2 on" in reading.notes
+
+
 def test_the_window_ends_where_the_learning_rate_falls(tmp_path: Path) -> None:
     data = DistanceFromInit(start=50).run(record(tmp_path / "b", 0.01, 205)).data
     steps = data["step"].values

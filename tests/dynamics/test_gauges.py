@@ -320,6 +320,21 @@ def test_log_z_and_dormant_units_of_nets_with_known_outputs(tmp_path: Path) -> N
     assert two["train_accuracy"] == pytest.approx(1 / 7)
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_log_z_of_one_logit_is_that_of_two_classes(tmp_path: Path, flat: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 1), *([nn.Flatten(0)] if flat else [])).double()
+    y = (torch.arange(12) % 2).double()
+    data = (DATA[0], y if flat else y[:, None])
+    given = {"data": data, "loss": "binary_cross_entropy_with_logits", "gauges": [gauges.LogZ(1)]}
+    with wb.Recorder(tmp_path, model, **given) as rec:
+        rec.step()
+    row = wb.Trajectory.open(tmp_path).scalars.loc[1]
+    logits = model(DATA[0]).detach().reshape(-1).numpy()
+    assert row["log_z"] == pytest.approx(np.log1p(np.exp(logits)).mean())
+    assert row["log_z_max"] == pytest.approx(np.log1p(np.exp(logits)).max())
+    assert row["logit_mean"] == pytest.approx(logits.mean() / 2)
+
+
 def test_nan_is_recorded_and_training_and_gauges_go_on(tmp_path: Path) -> None:
     model = net().eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

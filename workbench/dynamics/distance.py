@@ -127,12 +127,13 @@ class _Run:
         self.first = {n: t for n, t in weights.items() if t.is_floating_point() and not _STATISTICS.search(n)}
         self.length = math.sqrt(sum(float(t.double().square().sum()) for t in self.first.values()))
         self.apart = np.full((len(self.steps), len(self.first)), np.nan)
-        self.apart[0] = 0.0
+        self.apart[0], self.read = 0.0, 0
         self.until, self.words = (probe.until, "") if probe.until else _first_fall(subject)
 
     def add(self, place: int) -> None:
         """One more checkpoint."""
         now = self.subject.weights(int(self.steps[place]))
+        self.read = place
         self.apart[place] = [_between(now[name], first) for name, first in self.first.items()]
 
     def report(self, done: float) -> Reading:
@@ -146,6 +147,8 @@ class _Run:
         each = [dataclasses.asdict(fit_growth(t[inside], column)) for column in self.apart[inside].T]
         values |= {f"tensor_{name}": [found[name] for found in each] for name in _FITTED}
         notes = ("weights only: no example was looked at", f"{int(inside.sum())} checkpoints are fitted{self.words}")
+        lost = self.steps[: self.read + 1][~np.isfinite(total[: self.read + 1])]
+        notes += (f"weights are not finite from step {lost[0]} on",) if len(lost) else ()
         coords = {"step": self.steps, "tensor": np.array(list(self.first))}
         return self.probe.reading(done, values, coords=coords, converged=done == 1, notes=notes)
 

@@ -114,7 +114,8 @@ class LogZ(Gauge):
 
     ``log_z`` and ``log_z_square`` are its mean and mean square over outputs (the z-loss is 1e-4 times the second),
     ``log_z_max`` the largest |log Z|, ``logit_mean`` the mean logit. Outputs have their classes last for tokens
-    (examples, tokens, classes), second for images of labels; every position counts, padded ones too.
+    (examples, tokens, classes), second for images of labels; every position counts, padded ones too. Of a single logit
+    (binary losses) the other class has logit 0.
     Source: Chowdhery et al. 2022; Wortsman et al. 2023.
 
     Args:
@@ -137,13 +138,19 @@ class _LogZMeter(Meter):
         self.subject = subject
 
     def read(self) -> Values:
-        outputs = [out.float() if out.dtype != torch.float64 else out for out in _passes(self.subject)]
+        outputs = [_classes(out.float() if out.dtype != torch.float64 else out) for out in _passes(self.subject)]
         axis = 1 if outputs[0].ndim == 4 else -1
         log_z = torch.cat([torch.logsumexp(out, axis).reshape(-1) for out in outputs]).double()
         count = sum(out.numel() for out in outputs)
         mean = torch.stack([out.sum(dtype=torch.float64) for out in outputs]).sum() / count
         said = {"log_z": log_z.mean(), "log_z_square": log_z.square().mean(), "log_z_max": log_z.abs().max()}
         return said | {"logit_mean": mean}
+
+
+def _classes(outputs: Tensor) -> Tensor:
+    """Outputs with an axis of classes: a single logit stands beside the 0 of the other class."""
+    rows = outputs[:, None] if outputs.ndim == 1 else outputs
+    return torch.cat([torch.zeros_like(rows), rows], -1) if rows.ndim < 4 and rows.shape[-1] == 1 else rows
 
 
 @dataclass(frozen=True)
