@@ -297,7 +297,8 @@ def _experiment(chosen: argparse.Namespace) -> int:
 
     experiment = catalog.make(chosen.name, _settings(chosen.set))
     if not isinstance(experiment, Experiment):
-        raise TypeError(f"{experiment.name} is a probe and gives no verdict; `workbench list` names experiments.")
+        known = ", ".join(sorted(catalog.probes("nothing"), key=lambda name: not name.startswith(experiment.name[:8])))
+        raise TypeError(f"{experiment.name} is a probe and gives no verdict; the experiments are {known}.")
     if chosen.seeds < 1:
         raise ValueError(f"--seeds must be at least 1; got {chosen.seeds}.")
     passed = list[bool]()

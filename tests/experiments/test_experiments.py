@@ -228,5 +228,5 @@ def test_the_command_prints_a_line_for_each_seed(capsys: pytest.CaptureFixture[s
     assert cli.main(["experiment", "HessianSpectrum"]) == 2
     assert cli.main(["experiment", "GrokkingModularAddition", "--seeds", "0"]) == 2
     said = capsys.readouterr().err
-    assert "is a probe and gives no verdict" in said
+    assert "is a probe and gives no verdict; the experiments are " in said
     assert "--seeds must be at least 1" in said
