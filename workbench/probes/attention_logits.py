@@ -51,7 +51,7 @@ class AttentionLogits(Probe[Subject]):
 
     When it misleads: a maximum grows with the number of sequences: compare equal ``sequences`` and lengths. A router
     over experts, or any other softmax over the last axis of three, is taken for attention too. Rows that a mask empties
-    count as zeros.
+    count as zeros. Masks that add less than 10⁸ (some add 10⁴) are taken for scores: ``smallest`` shows them.
 
     Errors: maxima are exact for these examples; the others have standard errors over examples.
 
