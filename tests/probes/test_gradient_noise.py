@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.nn import functional
 
@@ -202,3 +203,63 @@ def test_the_optimizers_state_decides_what_a_stored_reading_answers(net: Subject
     assert GradientNoise().context(subject) == ""
     with pytest.raises(ValueError, match="has no optimizer"):
         probe.run(net)
+
+
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
+def test_curvature_weights_directions(name: str) -> None:
+    """tr(HΣ) and GᵀHG from all gradients and the whole matrix, for the Hessian by plain autograd."""
+    subject = stepped("SGD")
+    batch, flat = next(iter(subject.batches(1000))), subject.flatten(subject.params)
+
+    def losses(vector: torch.Tensor) -> torch.Tensor:
+        out = torch.func.functional_call(subject.module, subject.unflatten(vector), (batch.args[0],))
+        return functional.cross_entropy(out, batch.targets, reduction="none")
+
+    rows = torch.autograd.functional.jacobian(losses, flat)
+    matrix = torch.autograd.functional.hessian(lambda v: losses(v).mean(), flat)
+    if name == "ggn":
+        out = subject.module(batch.args[0])
+        slopes = torch.autograd.functional.jacobian(
+            lambda v: torch.func.functional_call(subject.module, subject.unflatten(v), (batch.args[0],)), flat
+        )
+        p = out.detach().softmax(1)
+        bend = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        matrix = torch.einsum("nca,ncd,ndb->ab", slopes, bend, slopes) / len(p)
+    mean = rows.mean(0)
+    covariance = (rows - mean).T @ (rows - mean) / 35
+    trace = (matrix @ covariance).trace().item()
+    square = (mean @ matrix @ mean).item() - trace / 36
+    data = GradientNoise(curvature=name).run(subject).data
+    assert float(data.noise_trace) == pytest.approx(trace)
+    assert float(data.gradient_square) == pytest.approx(square)
+    assert float(data.snr) == pytest.approx(square / trace)
+    assert float(data.layer_noise_trace.sum()) == pytest.approx(trace)
+    assert float(data.layer_gradient_square.sum()) == pytest.approx(square)
+    assert float(data.gradient_norm) == pytest.approx(mean.norm().item())
+    without = [torch.cat([rows[:k], rows[k + 1 :]]) for k in range(36)]
+    left_out = []
+    for part in without:
+        spread = ((part - part.mean(0)) @ matrix * (part - part.mean(0))).sum().item() / 34
+        left_out.append(((part.mean(0) @ matrix @ part.mean(0)).item() - spread / 35) / spread)
+    deviation = np.std(left_out, ddof=1) * 35 / 6
+    assert float(data.snr_error) == pytest.approx(deviation * stats.t.ppf(0.975, 35)), "the jackknife, by leaving out"
+    assert np.isnan(float(data.diversity))
+
+
+def test_where_the_loss_bends_down_the_noise_scale_is_undefined() -> None:
+    """Loss -(w·x)²/2 has Hessian -E[xxᵀ]: noise lowers it, and there is no batch size to be had."""
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 2)))
+
+    def downward(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return -outputs[:, 0].square() / 2 + 0 * targets[:, 0]
+
+    subject = Subject(Linear([0.3, 0.4]), (rows, torch.zeros(40, 1).double()), downward, reduction="none")
+    reading = GradientNoise(curvature="hessian").run(subject)
+    gradients = -(rows @ subject.flatten(subject.params))[:, None] * rows
+    hessian = -rows.T @ rows / 40
+    assert float(reading.data.noise_trace) == pytest.approx((hessian @ torch.cov(gradients.T)).trace().item())
+    assert float(reading.data.noise_trace) < 0
+    assert np.isnan(float(reading.data.noise_scale))
+    assert any("undefined" in note for note in reading.notes)
+    with pytest.raises(ValueError, match="choose one"):
+        GradientNoise(curvature="ggn", preconditioned=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ class NoiseSums:
     ``squares`` (m, k) holds ‖g_i‖², ``along`` (m, k) g_i · ḡ, and ``mean_square`` (k,) ‖ḡ‖² of the mean of all n.
     These few numbers give every estimate and every jackknife value: leaving one gradient out changes the mean to
     (n ḡ - g_i)/(n - 1), whose squared length they tell. Nothing of the gradients' size is kept.
+
+    Squares and products may be those of any symmetric form, gᵀHg for ‖g‖²: all formulas stay as they are, and tr Σ
+    becomes tr(HΣ). ``indefinite`` says that it may be negative; else what is below zero is rounding.
     """
 
     squares: Floats
@@ -29,6 +32,7 @@ class NoiseSums:
     mean_square: Floats
     count: int
     batch: int = 1
+    indefinite: bool = False
 
     @property
     def whole(self) -> bool:
@@ -38,28 +42,27 @@ class NoiseSums:
     def total(self) -> NoiseSums:
         """All parts together, as one."""
         squares, along = self.squares.sum(1, keepdims=True), self.along.sum(1, keepdims=True)
-        return NoiseSums(squares, along, self.mean_square.sum(keepdims=True), self.count, self.batch)
+        return replace(self, squares=squares, along=along, mean_square=self.mean_square.sum(keepdims=True))
 
     def estimate(self) -> Noise:
         """Unbiased tr Σ and ‖G‖² with their ratio, each (k,), and 95 % intervals by the jackknife once all are in."""
         n = self.count
         spread = (self.squares - 2 * self.along + self.mean_square).mean(0) * n / (n - 1)
-        value = _numbers(spread, self.mean_square, n, self.batch)
+        value = self._numbers(spread, self.mean_square, n)
         if not self.whole or n < 3:
             return Noise(value, np.full_like(value, np.nan))
         mean = (n**2 * self.mean_square - 2 * n * self.along + self.squares) / (n - 1) ** 2
         scatter = self.squares.sum(0) - self.squares - (n - 1) * mean
-        without = _numbers(scatter / (n - 2), mean, n - 1, self.batch)
+        without = self._numbers(scatter / (n - 2), mean, n - 1)
         deviation = math.sqrt((n - 1) ** 2 / n) * without.std(axis=1, ddof=1)
         return Noise(value, deviation * float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)))
 
-
-def _numbers(spread: Floats, mean_square: Floats, count: int, batch: int) -> Floats:
-    """tr Σ of one example, ‖G‖², and ‖G‖²/tr Σ (nan without noise) from the spread of gradients and ‖ḡ‖²."""
-    trace = np.maximum(spread, 0.0) * batch  # below zero by rounding only, where all gradients are equal
-    square = mean_square - np.maximum(spread, 0.0) / count
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.stack([trace, square, np.where(trace > 0, square / trace, np.nan)])
+    def _numbers(self, spread: Floats, mean_square: Floats, count: int) -> Floats:
+        """tr Σ of one example, ‖G‖², and ‖G‖²/tr Σ (nan without noise) from the spread of gradients and ‖ḡ‖²."""
+        found = spread if self.indefinite else np.maximum(spread, 0.0)  # negative by rounding, of equal gradients
+        trace, square = found * self.batch, mean_square - found / count
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.stack([trace, square, np.where(trace > 0, square / trace, np.nan)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,11 +17,14 @@ from workbench.figure import AnyMark, Axis, Band, Bars, Figure, Line, Panel, Rul
 from workbench.numerics.noise_scale import Noise, NoiseSums
 from workbench.numerics.sampling import Draw
 from workbench.operators.blocks import Group, groups
+from workbench.operators.curvature import Curvature
 from workbench.operators.gradients import check_apart
 from workbench.operators.graphs import pull, zeros_like
 from workbench.operators.preconditioned import Preconditioner, preconditioner
+from workbench.operators.table import WORDS, curvature
 from workbench.probe import Cost, Probe, Reading, Value, Variable
-from workbench.schema import Doc, Range
+from workbench.schema import Choice, Doc, Range
+from workbench.selftest import self_test, test_bytes
 from workbench.shell import precise
 from workbench.subject import Subject
 
@@ -66,18 +70,25 @@ class GradientNoise(Probe[Subject]):
     η: B = tr(ηP⁻¹Σ)/(GᵀηP⁻¹G), the noise scale in the coordinates in which the optimizer's step is gradient descent.
     ``gradient_square`` is then GᵀηP⁻¹G, by which a step along the full gradient lowers the loss to first order.
 
+    ``curvature`` measures B = tr(HΣ)/(GᵀHG) instead, with H the Hessian or Gauss-Newton matrix of the loss on the same
+    examples; ``noise_trace`` is then tr(HΣ) and ``gradient_square`` GᵀHG. It is what the theory of large batches asks
+    for, of which the simple noise scale is the case H = I: tr(HΣ)/(2 batch) times the squared learning rate is what
+    noise adds to the loss in one step. Layers then share both sums, and a layer's ratio means nothing where its part of
+    either is negative. Diversity is nan.
+
     How to read it: below B examples in a batch, doubling the batch nearly halves the steps that are needed; far above
     it nothing is gained. The curve shows by what factor training takes more steps than with the full gradient,
     1 + B/batch. B grows while the loss falls.
 
     What it costs: one gradient of all examples and n of one example each (n/b of b, twice, with ``batch``). Memory: a
-    few vectors of the model's size.
+    few vectors of the model's size. With ``curvature`` a product with H of all examples for each gradient: give a
+    ``batch`` of n/30 or so, and expect the Hessian's graphs in memory.
 
     When it misleads: ‖G‖² near zero makes B meaningless. It is then nan ("undefined"), and ``noise_scale_low`` says
     what B exceeds; more examples help, about B/3 of them are needed. The examples are those of the subject; a sequence
     is one example, however many tokens it has. B is for SGD without momentum; Adam's is that of
     ``preconditioned``, with P held as it is now although it was made from gradients of some batch size itself. The
-    curvature-weighted tr(HΣ)/(GᵀHG) differs (``NoiseAlignment`` has its parts). Weight decay and clipping are left out.
+    curvature-weighted one differs where noise lies in sharp directions. Weight decay and clipping are left out.
 
     Errors: 95 % intervals by the jackknife over gradients, exact formulas of leaving one out; that of B is the interval
     of 1/B turned over, since the ratio is skewed and its inverse is not. ``parameter_snr`` and diversity come without.
@@ -96,6 +107,17 @@ class GradientNoise(Probe[Subject]):
     preconditioned: Annotated[
         bool, Doc("Whether to look through the optimizer's preconditioner and learning rate: for Adam and its kind.")
     ] = False
+    curvature: Annotated[
+        Literal["none", "hessian", "ggn"],
+        Choice(
+            {
+                "none": "none: the simple noise scale",
+                "hessian": "the Hessian: what the loss feels; undefined where it bends down",
+                "ggn": "the Gauss-Newton matrix: never negative",
+            }
+        ),
+        Doc("What weights directions."),
+    ] = "none"
 
     variables: ClassVar[tuple[Variable, ...]] = (
         *_variables(),
@@ -112,10 +134,18 @@ class GradientNoise(Probe[Subject]):
     def stream(self, subject: Subject, draw: Draw) -> Iterator[Reading]:
         """The mean gradient, then one gradient after another against it."""
         scaling = preconditioner(subject) if self.preconditioned else None
-        run = _Run(self, self._chosen(subject, draw), draw, scaling)
-        for _ in run.steps():
-            yield run.report()
-        yield run.report(last=True)
+        chosen = self._chosen(subject, draw)
+        with ExitStack() as held:
+            matrix = None if self.curvature == "none" else held.enter_context(curvature(chosen, self.curvature))
+            run = _Run(self, chosen, draw, scaling, matrix)
+            for _ in run.steps():
+                yield run.report()
+            yield run.report(last=True)
+
+    def validate(self) -> None:
+        """One weight at a time."""
+        if self.preconditioned and self.curvature != "none":
+            raise ValueError("preconditioned=True and curvature= weight gradients in two ways; choose one of them.")
 
     def _chosen(self, subject: Subject, draw: Draw) -> Subject:
         """The examples that are looked at; refused where they say nothing."""
@@ -152,7 +182,12 @@ class GradientNoise(Probe[Subject]):
         count = min(self.examples, subject.examples) // self.batch * (1 if self.batch == 1 else 2)
         words = f"{count} gradients of {self.batch} example{'s' * (self.batch > 1)} each"
         vectors = 4 + 2 * self.preconditioned
-        return Cost(subject.memory() + subject.size * (16 + vectors * subject.dtype.itemsize), count, words)
+        most = subject.memory() + subject.size * (16 + vectors * subject.dtype.itemsize)
+        if self.curvature == "none":
+            return Cost(most, count, words)
+        graphs = sum(curvature(subject, self.curvature).expected_bytes())
+        most += max(graphs, test_bytes(subject)) + 4 * subject.size * subject.dtype.itemsize
+        return Cost(most, 2 * count, f"{words}, and as many products with the curvature of all")
 
 
 @dataclass
@@ -163,6 +198,7 @@ class _Run:
     subject: Subject
     draw: Draw
     scaling: Preconditioner | None = None
+    matrix: Curvature | None = None
     done: float = 0.001
     values: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -171,6 +207,7 @@ class _Run:
         self.count = self.subject.examples // self.probe.batch
         self.pairs: list[Tensor] = []
         self.roots = self.subject.unflatten(self.scaling.root) if self.scaling is not None else None
+        self.tested = () if self.matrix is None else (self_test(self.matrix).words,)
         found = self.subject.evaluate(None, ("loss",))
         self.values |= {"train_loss": found["loss"], "train_loss_error": found["loss_error"]}
 
@@ -191,8 +228,9 @@ class _Run:
 
     def compare(self, passes: int, every: int) -> Iterator[None]:
         """Each gradient against the mean."""
-        squares = [torch.stack([part.of(self.mean[part.name]).square().sum() for part in g.parts]) for g in self.groups]
-        self.mean_square = torch.stack([s.sum() for s in squares]).cpu().numpy()
+        self.bent = self.weighted(self.mean)
+        self.mean_square = self.lengths(self.mean)[1].cpu().numpy()
+        self.length = torch.stack([m.square().sum() for m in self.mean.values()]).sum().item()
         self.scatter = {name: torch.zeros_like(m) for name, m in self.mean.items()}
         for i, gradient in enumerate(self.gradients()):
             for name, g in gradient.items():
@@ -203,13 +241,24 @@ class _Run:
                 yield
 
     def lengths(self, gradient: Mapping[str, Tensor]) -> Tensor:
-        """‖g‖² and g · ḡ of each layer, (2, layers), on the device."""
+        """‖g‖² and g · ḡ of each layer (with curvature gᵀHg and gᵀHḡ), (2, layers), on the device."""
         found: list[Tensor] = []
+        weighted = self.weighted(gradient)
         for group in self.groups:
-            parts = [(p.of(gradient[p.name]).double(), p.of(self.mean[p.name])) for p in group.parts]
-            pairs = [torch.stack([g.square().sum(), (g * m).sum()]) for g, m in parts]
+            pairs: list[Tensor] = []
+            for part in group.parts:
+                g = part.of(gradient[part.name]).double()
+                both = part.of(weighted[part.name]), part.of(self.bent[part.name])
+                pairs.append(torch.stack([(g * other).sum() for other in both]))
             found.append(torch.stack(pairs).sum(0))
         return torch.stack(found, 1)
+
+    def weighted(self, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """H g where a curvature weights directions, else g."""
+        if self.matrix is None:
+            return gradient
+        flat = self.subject.flatten({name: g.to(self.subject.dtype) for name, g in gradient.items()})
+        return self.subject.unflatten(self.matrix.matvec(flat))
 
     def scaled(self, gradient: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A gradient in the coordinates in which the optimizer's step is plain gradient descent; as it is without."""
@@ -256,14 +305,14 @@ class _Run:
     def known(self) -> dict[str, Any]:
         """Every number from the gradients so far."""
         pairs = torch.stack(self.pairs).cpu().numpy()
-        sums = NoiseSums(pairs[:, 0], pairs[:, 1], self.mean_square, self.count, self.probe.batch)
+        weighted = self.probe.curvature == "hessian"
+        sums = NoiseSums(pairs[:, 0], pairs[:, 1], self.mean_square, self.count, self.probe.batch, weighted)
         total = sums.total().estimate()
         found = {name: value[0] for name, value in _named(total).items()}
         found |= {f"layer_{name}": value for name, value in _named(sums.estimate()).items()}
-        length = float(self.mean_square.sum())
-        found |= {"gradient_norm": math.sqrt(length), "resolved": bool(total.resolved[0])}
-        if self.probe.batch == 1 and length > 0:
-            diversity = float(pairs[:, 0].sum(1).mean()) / (self.count * length)
+        found |= {"gradient_norm": math.sqrt(self.length), "resolved": bool(total.resolved[0])}
+        if self.probe.batch == 1 and self.length > 0 and self.matrix is None:
+            diversity = float(pairs[:, 0].sum(1).mean()) / (self.count * self.length)
             found |= {"diversity": diversity, "diversity_bound": diversity * self.count}
         return found | (self.by_parameter() if sums.whole else {})
 
@@ -287,6 +336,8 @@ class _Run:
             words.append(f"gradients are of batches of {self.probe.batch} examples")
         if self.scaling is not None:
             words += [f"of (ηP⁻¹)^(1/2) g, preconditioned by {self.scaling.words}", *self.scaling.notes]
+        if self.matrix is not None:
+            words += [f"directions are weighted by {WORDS[self.probe.curvature]}", *self.tested]
         return (*subject.notes, f"on {subject.examples} of {subject.available or 'unknown'} examples", *words)
 
 
