@@ -28,7 +28,7 @@ from workbench.trajectory import Trajectory
 Floats = NDArray[np.float64]
 STRENGTHS = (3.0, 2.0)
 START = {2: (1e-3, 1e-3), 3: (0.05, 0.02)}
-KEPT = 20
+KEPT = 12
 """Checkpoints of each training."""
 
 
@@ -112,8 +112,8 @@ def test_the_oracle_has_its_known_values() -> None:
 @pytest.mark.parametrize(("depth", "time"), [(2, 3.0), (3, 2.0)])
 def test_each_recorded_mode_learns_as_the_exact_solution_says(tmp_path: Path, depth: int, time: float) -> None:
     """Gradient descent is the flow up to O(η): half the rate is half as far, and both extrapolate to the curve."""
-    coarse, fine = (record(tmp_path / str(n), depth, n, time) for n in (600, 1200))
-    times = np.array(fine.steps) * time / 1200
+    coarse, fine = (record(tmp_path / str(n), depth, n, time) for n in (480, 960))
+    times = np.array(fine.steps) * time / 960
     wanted = exact(depth, times)
     one, two = modes(coarse), modes(fine)
     assert np.abs(one - wanted).max() == pytest.approx(2 * np.abs(two - wanted).max(), rel=0.1)
