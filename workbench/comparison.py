@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench import schema
-from workbench.figure import Axis, Figure, Panel, Points, Role, beside
+from workbench.figure import ROLES, Axis, Figure, Panel, Points, beside
 from workbench.fingerprint import digest
 from workbench.numerics.sampling import Draw
 from workbench.probe import VERBS, Probe, Reading, Value, Variable
@@ -25,7 +25,6 @@ from workbench.resolve import resolve
 from workbench.schema import Doc
 from workbench.words import with_error
 
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 _COST = ("products",)  # what a run took is no property of what was measured
 _DIMS = ("label", "number")
 MOST = 100.0
@@ -81,7 +80,7 @@ class Headlines(Probe[Any]):
         marks = list[Points]()
         for place, label in enumerate(_texts(data, "label")):
             here = data.sel(label=label, number=number)
-            role = _ROLES[place % len(_ROLES)] if bool(here.reading_converged) else "unconverged"
+            role = ROLES[place % len(ROLES)] if bool(here.reading_converged) else "unconverged"
             error = np.nan_to_num([float(here.value_error)])
             marks.append(Points([place + 1.0], [float(here.value)], error, label, role))
         x = Axis("reading", limits=(0.5, len(marks) + 0.5))

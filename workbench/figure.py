@@ -22,6 +22,8 @@ SHOW = "workbench.draw.show:bundle_of"
 Array = NDArray[np.float64]
 Role = Literal["main", "second", "third", "fourth", "reference", "uncertainty", "unconverged"]
 Scale = Literal["linear", "log", "symlog"]
+ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
+"""The roles of several curves in one panel, in their order."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.dynamics.checkpoints import Every, every_so_many, readings_at
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, step_axis
+from workbench.figure import ROLES, AnyMark, Axis, Band, Figure, Line, Panel, Points, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
@@ -26,7 +26,6 @@ from workbench.trajectory import Trajectory
 
 PANELS = 4
 """Headline numbers, and recorded scalars, that are drawn."""
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 _OWN = (
     Variable("headline", ("step", "number"), "headline numbers of the probe", error="headline_error"),
     Variable("headline_error", ("step", "number"), "errors of the headline numbers", error="headline_error"),
@@ -212,7 +211,7 @@ def _training_panel(data: xr.Dataset) -> tuple[Panel, ...]:
     curves = [(name, data.training.sel(scalar=name).values) for name in names]
     marks = tuple(
         Line(data["step"].values, y, name.replace("_", " "), role)
-        for (name, y), role in zip(curves, _ROLES, strict=False)
+        for (name, y), role in zip(curves, ROLES, strict=False)
     )
     return (Panel(marks, step_axis(), Axis("recorded during training")),)
 

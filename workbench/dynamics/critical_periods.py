@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.dynamics.tasks import members_of
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Rule
+from workbench.figure import ROLES, AnyMark, Axis, Figure, Line, Panel, Points, Rule
 from workbench.numerics.crossings import known
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
@@ -29,7 +29,6 @@ from workbench.trajectory import Trajectory
 Floats = NDArray[np.float64]
 
 _BRANCH = re.compile(r"(?:^|.*\.)paths\.\d+(?=\.)")
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 _PATHWAY = ("run", "checkpoint", "pathway", "mode")
 
 
@@ -334,7 +333,7 @@ def _strengths(data: xr.Dataset, run: int) -> Panel:
         for mode in range(data.sizes["mode"]):
             y = data.strength.values[run, :, place, mode]
             label = str(name) if mode == 0 else ""
-            marks.append(Line(data["checkpoint"].values, y, label, _ROLES[place % len(_ROLES)]))
+            marks.append(Line(data["checkpoint"].values, y, label, ROLES[place % len(ROLES)]))
     if data.removal.values[run] > 0:
         ends = (("begins", data.onset.values[run]), ("ends", data.removal.values[run]))
         marks += [Rule(float(at), "x", f"deficit {word}") for word, at in ends]
@@ -346,7 +345,7 @@ def _shares(data: xr.Dataset, run: int) -> Panel:
     there = np.flatnonzero(np.isfinite(data.strength.values[run]).any((1, 2)))
     last = int(there[-1]) if there.size else -1
     marks = tuple(
-        Points(data["mode"].values, data.share.values[run, last, place], role=_ROLES[place % len(_ROLES)])
+        Points(data["mode"].values, data.share.values[run, last, place], role=ROLES[place % len(ROLES)])
         for place in range(data.sizes["pathway"])
     )
     return Panel(marks, Axis("mode"), Axis("share at the end"))
@@ -358,7 +357,7 @@ def _ends(data: xr.Dataset) -> Panel:
     known = np.isfinite(removal)
     x, axis = (removal, _steps("deficit until")) if known.all() else (np.arange(removal.size), Axis("run"))
     marks = tuple(
-        Points(x, data.final_share.values[:, place], role=_ROLES[place % len(_ROLES)])
+        Points(x, data.final_share.values[:, place], role=ROLES[place % len(ROLES)])
         for place in range(data.sizes["pathway"])
     )
     return Panel(marks, axis, Axis("share at the end"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.dynamics.checkpoints import every_so_many
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule, step_axis
+from workbench.figure import ROLES, AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, step_axis
 from workbench.numerics.crossings import Crossing, sustained
 from workbench.numerics.kernel_pairs import (
     Estimate,
@@ -70,7 +70,6 @@ _LEFT = {
     "left_low": "lower end of its interval",
     "left_high": "upper end of its interval, nan where it is open",
 }
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 
 
 def _along() -> Iterator[Variable]:
@@ -167,7 +166,7 @@ class LazyRich(Probe[Trajectory]):
         marks += [Rule(float(data[n]), "x", n.replace("_", " ")) for n in _LEFT if np.isfinite(float(data[n]))]
         identity = [Rule(float(data.identity), "y", "identity")] if np.isfinite(float(data.identity)) else []
         features: list[AnyMark] = []
-        for i, role in zip(range(data.sizes["layer"]), _ROLES, strict=False):
+        for i, role in zip(range(data.sizes["layer"]), ROLES, strict=False):
             values = data.feature_alignment.isel(layer=i).values
             features.append(Line(data["step"].values, values, str(data["layer"].values[i]), role))
         panels = (
@@ -204,7 +203,7 @@ def _lines(data: xr.Dataset, name: str, label: str = "", role: int = 0) -> list[
     """A curve with its band and points."""
     x, y, error = data["step"].values, data[name].values, np.nan_to_num(data[f"{name}_error"].values)
     band = Band(x, y - error, y + error)
-    return [band, Line(x, y, label, _ROLES[role]), Points(x, y, role=_ROLES[role])]
+    return [band, Line(x, y, label, ROLES[role]), Points(x, y, role=ROLES[role])]
 
 
 class _Run:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.dynamics.refit import Refit, TargetKind
 from workbench.dynamics.tasks import by_task, members_of
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, Scale, fitting, step_axis
+from workbench.figure import ROLES, AnyMark, Axis, Figure, Line, Panel, Points, Role, Scale, fitting, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
 from workbench.numerics.stats import error_of_mean, known_mean
@@ -58,7 +58,6 @@ _TASKS = {
     "fresh_end": "last score of fresh networks within the task",
     "plasticity_lost": "fresh_mean - task_mean",
 }
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 
 
 def _with_error(name: str, dims: tuple[str, ...], words: str, over: str) -> tuple[Variable, Variable]:
@@ -364,7 +363,7 @@ def _panel(
     """One curve for each run over checkpoints; ``key``: runs are named."""
     marks: list[AnyMark] = []
     for i, run in enumerate(data["run"].values):
-        there, role = np.isfinite(curve.values[i]), _ROLES[i % len(_ROLES)]
+        there, role = np.isfinite(curve.values[i]), ROLES[i % len(ROLES)]
         x, y = data["checkpoint"].values[there], curve.values[i][there]
         marks.append(Line(x, y, str(run) if key else "", role))
         marks.append(Points(x, y, None if error is None else error.values[i][there], role=role))
@@ -374,7 +373,7 @@ def _panel(
 def _task_panel(data: xr.Dataset, score: str) -> Panel:
     marks: list[AnyMark] = []
     for i in range(data.sizes["run"]):
-        each: tuple[tuple[str, Role], ...] = (("task_mean", _ROLES[i % len(_ROLES)]), ("fresh_mean", "reference"))
+        each: tuple[tuple[str, Role], ...] = (("task_mean", ROLES[i % len(ROLES)]), ("fresh_mean", "reference"))
         for name, role in each:
             there = np.isfinite(data[name].values[i])
             label = "fresh networks" if role == "reference" and not i else ""

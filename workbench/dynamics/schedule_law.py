@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import optimize, signal, stats
 
 from workbench.dynamics.labels import missing, trajectories
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Role, Text
+from workbench.figure import ROLES, AnyMark, Axis, Figure, Line, Panel, Text
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
@@ -28,7 +28,6 @@ STEEPEST = 3.0
 """Largest exponent that is tried."""
 _RATES = ("lr", "learning_rate")
 _NAMES = ("floor", "scale", "exponent", "annealing")
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class ScheduleLaw(Probe[Runs]):
     def figure(self, data: xr.Dataset) -> Figure:
         """Each run's loss with the law."""
         axes, marks = (Axis("step"), Axis("loss")), list[AnyMark]()
-        for place, role in zip(range(data.sizes["run"]), _ROLES, strict=False):
+        for place, role in zip(range(data.sizes["run"]), ROLES, strict=False):
             one = data.isel(run=place)
             if np.isfinite(one.recorded.values).any():
                 label = str(one["run"].values) + (" (predicted)" if bool(one.predicted_only) else "")

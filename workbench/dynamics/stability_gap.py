@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.dynamics.tasks import TaskRecord, each_and_mean, joined_tasks, members_of, over_runs
-from workbench.figure import AnyMark, Axis, Bars, Figure, Line, Panel, Role, Rule
+from workbench.figure import ROLES, AnyMark, Axis, Bars, Figure, Line, Panel, Rule
 from workbench.numerics.sampling import Draw
 from workbench.numerics.stats import known_mean
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
@@ -31,7 +31,6 @@ MEASURES = {
     "gain_long": "mean over tasks of the largest rise of accuracy within a long window",
     "gap": "mean over switches and earlier tasks of the fall below the accuracy before the switch",
 }
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -141,8 +140,8 @@ class StabilityGap(Probe[Any]):
         for i, task in enumerate(data["task"].values):
             there = np.isfinite(data.accuracy_on.values[0, i])
             y = data.accuracy_on.values[0, i][there]
-            label = f"task {task}" if i < len(_ROLES) else ""
-            marks.append(Line(data["step"].values[there], y, label, _ROLES[i % len(_ROLES)]))
+            label = f"task {task}" if i < len(ROLES) else ""
+            marks.append(Line(data["step"].values[there], y, label, ROLES[i % len(ROLES)]))
         marks.append(Line(data["step"].values, data.worst_case_accuracy_at.values[0], "worst case", "reference"))
         if np.isfinite(data.min_accuracy):
             marks.append(Rule(float(data.min_accuracy), "y", "min accuracy"))

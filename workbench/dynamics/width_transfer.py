@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.dynamics.labels import trajectories
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule, step_axis
+from workbench.figure import ROLES, AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, step_axis
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.probes.kernel_distance import KernelDistance
@@ -25,7 +25,6 @@ from workbench.trajectory import Trajectory
 
 Floats = NDArray[np.float64]
 _WIDTH = re.compile(r"(?:width|\bN|\bn|\bd|\bw)\s*[=:_ -]?\s*(\d+)", re.IGNORECASE)
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 STABLE = 2.0
 """The scaled sharpness above which gradient descent is unstable."""
 
@@ -228,9 +227,9 @@ def _gaps(values: Floats, errors: Floats, widest: int, relative: bool) -> tuple[
 def _lines(data: xr.Dataset, name: str) -> tuple[AnyMark, ...]:
     """One line a run, narrow to wide; at most as many as there are roles, evenly chosen."""
     order = np.argsort(data.width.values, kind="stable")
-    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), len(_ROLES))).round().astype(int))]
+    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), len(ROLES))).round().astype(int))]
     marks: list[AnyMark] = []
-    for role, i in zip(_ROLES, shown, strict=False):
+    for role, i in zip(ROLES, shown, strict=False):
         y, error = (data[key].values[i] for key in (name, f"{name}_error"))
         known = np.isfinite(y)
         x, label = data["step"].values[known], str(data["run"].values[i])

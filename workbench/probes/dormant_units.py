@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import activation as torchs
 
 from workbench.activations import Caught, Layer, choose_layers, module_named, stream
-from workbench.figure import AnyMark, Axis, Bars, Figure, Line, Panel, Points, Role, Rule, fitting
+from workbench.figure import ROLES, AnyMark, Axis, Bars, Figure, Line, Panel, Points, Rule, fitting
 from workbench.numerics.sampling import Draw
 from workbench.numerics.stats import jackknife_error
 from workbench.pace import Pace
@@ -37,7 +37,6 @@ FRACTIONS = {
 """What is said of a layer, and of all layers by units."""
 _WORDS = re.compile(r"relu|gelu|silu|swish|mish|tanh|sigmoid|softplus|softsign|elu", re.IGNORECASE)
 _NO_UNITS = (torchs.MultiheadAttention, torchs.Softmax, torchs.Softmax2d, torchs.LogSoftmax, torchs.Softmin)
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 _KINDS = 4  # sums of a unit: its size, and how often it is positive, not zero, saturated
 
 
@@ -172,8 +171,8 @@ class DormantUnits(Probe[Subject]):
     def _scores(self, data: xr.Dataset) -> Panel:
         count = data.sizes["layer"]
         marks: list[AnyMark] = [Rule(self.tau, "y", "tau")]
-        picked = np.unique(np.linspace(0, count - 1, min(count, len(_ROLES))).round().astype(int))
-        for i, role in zip(picked, _ROLES, strict=False):
+        picked = np.unique(np.linspace(0, count - 1, min(count, len(ROLES))).round().astype(int))
+        for i, role in zip(picked, ROLES, strict=False):
             scores = np.sort(data.score.values[i][: int(data.units[i])])
             at = (np.arange(scores.size) + 0.5) / scores.size
             marks.append(Line(at, scores, str(data["layer"].values[i]), role))
@@ -335,7 +334,7 @@ def _fractions(data: xr.Dataset) -> Panel:
     names = tuple(str(name) for name in data["layer"].values)
     marks: list[AnyMark] = [Bars(at, np.full(at.size, np.nan), names=names)]
     marks.append(Line(at, data.active_fraction.values, "active", "reference"))
-    for name, role in zip(list(FRACTIONS)[:4], _ROLES, strict=True):
+    for name, role in zip(list(FRACTIONS)[:4], ROLES, strict=True):
         if np.isfinite(data[name]).any():
             label = name.removesuffix("_fraction").replace("_", " ")
             marks.append(Points(at, data[name].values, data[f"{name}_error"].values, label, role))

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figure import AnyMark, Axis, Band, Figure, Heat, Line, Panel, Role, Rule
+from workbench.figure import ROLES, AnyMark, Axis, Band, Figure, Heat, Line, Panel, Rule
 from workbench.numerics.basis import norm
 from workbench.numerics.chains import Diagnosis
 from workbench.numerics.sampling import Draw
@@ -350,10 +350,9 @@ def _mean(values: Floats) -> float:
 
 
 def _traces(data: xr.Dataset) -> Panel:
-    roles: tuple[Role, ...] = ("main", "second", "third", "fourth")
     draw = data["draw"].values.astype(float)
     lines = [
-        Line(draw, row, f"chain {i + 1}" if i < len(roles) else "", roles[i] if i < len(roles) else "reference")
+        Line(draw, row, f"chain {i + 1}" if i < len(ROLES) else "", ROLES[i] if i < len(ROLES) else "reference")
         for i, row in enumerate(data.excess_loss.values)
     ]
     marks: list[AnyMark] = [*lines, Rule(0.0), Rule(0.0, "x")]
