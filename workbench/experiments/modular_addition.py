@@ -68,7 +68,8 @@ class GrokkingModularAddition(Experiment):
     frequency; the transformer's embedding ends with few, which five hold nearly all power of.
 
     The verdict: the delay ratio with weight decay must reach 3, with relu 5; without it the test accuracy must stay
-    under 0.2; and five frequencies must hold 0.6 of the transformer's embedding.
+    under 0.2; and five frequencies must hold 0.6 of the transformer's embedding. Of p = 59, seeds 0 to 4, relu reaches
+    14 to 16 and the transformer 14 to 18, with 0.77 to 0.95 in five frequencies.
 
     What it costs: two trainings, some seconds each; of the transformer, half a minute each.
 
