@@ -113,7 +113,7 @@ class _NoiseMeter(Meter):
             found = scales(optimizer, {name: p for name, p in named.items() if id(p) in held})
         except ValueError:  # no step was taken yet; what else could be wrong was found at the start
             return {}
-        return {id(p): _root(found[name]) if name in found else 0.0 for name, p in named.items()}
+        return {id(p): _root(found[name], p) if name in found else 0.0 for name, p in named.items()}
 
     def read(self) -> Values:
         k, b, scale = max(self.count.values(), default=0), self.gauge.examples, self.scale
@@ -149,10 +149,12 @@ class _Micro:
         self.meter.part(self.key, grad)
 
 
-def _root(scale: Scale) -> Tensor | float:
+def _root(scale: Scale, like: Tensor) -> Tensor | float:
     if not scale.moved:
         return 0.0
-    return (scale.rate / scale.entries).sqrt_() if isinstance(scale.entries, Tensor) else math.sqrt(scale.rate)
+    if not isinstance(scale.entries, Tensor):
+        return math.sqrt(scale.rate)
+    return (scale.rate / scale.entries).sqrt_().to(torch.promote_types(like.dtype, torch.float32))
 
 
 def _square(grad: Tensor, root: Tensor | float) -> Tensor:
