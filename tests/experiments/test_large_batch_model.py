@@ -193,6 +193,13 @@ def test_settings_that_do_not_fit_are_refused() -> None:
             LargeBatchModel(**told)
 
 
+def test_an_unresolved_noise_scale_is_drawn_at_what_it_exceeds(small: xr.Dataset) -> None:
+    drawn = small.copy(deep=True)
+    drawn.noise_scale[-1], drawn.noise_scale_low[-1] = math.nan, 123.0
+    marks = [mark for mark in SMALL.figure(drawn).panels[2].marks if getattr(mark, "role", "") == "unconverged"]
+    assert [np.asarray(mark.y).tolist()[-1] for mark in marks] == [123.0]
+
+
 def test_less_of_everything_still_shows_the_effect() -> None:
     """Half the data, a few learning rates and one repeat: wider limits, the same three things."""
     less = LargeBatchModel(examples=700, largest_batch=128, rates=4, smallest_rate=0.09, repeats=2, noise_points=4)

@@ -307,6 +307,9 @@ def _noise(data: xr.Dataset) -> Panel:
         data[n].values[there] for n in ("noise_loss", "noise_scale", "noise_scale_low", "noise_scale_high")
     )
     marks: list[AnyMark] = [Band(loss, low, high), Line(loss, scale, "noise scale"), Points(loss, scale)]
+    open_end = np.isnan(scale) & np.isfinite(low)
+    if open_end.any():
+        marks.append(Points(loss[open_end], low[open_end], label="more than this", role="unconverged"))
     corner = float(data.critical_batch)
     if math.isfinite(corner):
         marks.append(Rule(corner, "y", "critical batch"))
