@@ -154,5 +154,7 @@ def test_a_step_that_cannot_be_measured_stays_unknown(tmp_path: Path) -> None:
     reading = LazyRich(examples=8).run(recorded(tmp_path / "a", net, [0, 2, 4], move))
     assert np.isfinite(reading.data.kernel_distance.values).tolist() == [True, True, False]
     assert any("step 4" in note for note in reading.notes)
+    assert reading.done == 1
+    assert not reading.converged
     with pytest.raises(ValueError, match="one checkpoint"):
         LazyRich().run(recorded(tmp_path / "b", Diagonal(), [1], move))

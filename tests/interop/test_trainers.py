@@ -146,7 +146,7 @@ def train(folder: Path, callbacks: list, steps: int = 6, resume: bool = False):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, gradient_accumulation_steps=2,
         logging_steps=2, save_steps=3, report_to=[], disable_tqdm=True, use_cpu=True, seed=1,
-        dataloader_pin_memory=False, eval_strategy="steps", eval_steps=3, save_total_limit=4,
+        dataloader_pin_memory=False, eval_strategy="steps", eval_steps=3, eval_on_start=True, save_total_limit=4,
     )  # fmt: skip
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:4], callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
@@ -193,6 +193,6 @@ def _adopted(folder: Path, model: nn.Module, rows: list) -> None:
     adopted = wb.Trajectory.adopt(folder / "checkpoint-*")
     assert adopted.steps == (3, 6, 8)
     assert adopted.scalars["loss"].dropna().index.tolist() == [2, 4, 6, 8]
-    assert adopted.scalars["eval_loss"].dropna().index.tolist() == [3, 6, 8]
+    assert adopted.scalars["eval_loss"].dropna().index.tolist() == [0, 3, 6, 8]
     subject = adopted.using(model, _together(rows[:4]), "cross_entropy").subject(8)
     assert all(torch.equal(value, dict(model.named_parameters())[name]) for name, value in subject.params.items())

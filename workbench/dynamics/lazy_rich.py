@@ -222,6 +222,7 @@ class _Run:
         if self.targets is not None:
             self.values["identity"] = blank_alignment(self.targets, probe.outputs == "trace")[0]
         self.first, self.before, self.at = torch.empty(0), torch.empty(0), self.steps[0]
+        self.whole = True
         self.notes: dict[str, None] = dict.fromkeys(
             (
                 *self.start.notes,
@@ -253,6 +254,7 @@ class _Run:
             if place == 0:
                 raise
             self.notes[f"step {step} was not measured to its end: {problem}"[:300]] = None
+            self.whole = False
         self.leave()
         yield self.report(place + 1, last)
 
@@ -305,7 +307,7 @@ class _Run:
         """The reading of now, which names its kernel."""
         coords = {"step": np.array(self.steps), "layer": np.array(self.layers)}
         share = 1.0 if last else min(done / len(self.steps), 1 - 1e-6)
-        made = self.probe.reading(share, self.values, coords=coords, converged=last, notes=tuple(self.notes))
+        made = self.probe.reading(share, self.values, coords=coords, converged=last and self.whole, notes=tuple(self.notes))
         return naming(made, named(self.kernel, self.probe.outputs))
 
 

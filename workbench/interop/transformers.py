@@ -58,6 +58,8 @@ class RecorderCallback(Recording, TrainerCallback):
         self._hear(given.get("metrics") or {})
 
     def _hear(self, logs: Mapping[str, Any]) -> None:
+        if not self._stepped:  # an evaluation before the first step: the record of step 0 is written when it opens
+            return
         self._scalars |= {name: _number(value) for name, value in logs.items() if _is_number(value)}
 
     def _write(self) -> None:
