@@ -307,7 +307,9 @@ class _Run:
         """The reading of now, which names its kernel."""
         coords = {"step": np.array(self.steps), "layer": np.array(self.layers)}
         share = 1.0 if last else min(done / len(self.steps), 1 - 1e-6)
-        made = self.probe.reading(share, self.values, coords=coords, converged=last and self.whole, notes=tuple(self.notes))
+        made = self.probe.reading(
+            share, self.values, coords=coords, converged=last and self.whole, notes=tuple(self.notes)
+        )
         return naming(made, named(self.kernel, self.probe.outputs))
 
 
