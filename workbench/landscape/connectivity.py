@@ -18,6 +18,7 @@ from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
 from workbench.figure import Line as Curve
 from workbench.landscape.barrier import barriers
 from workbench.landscape.grid import levels
+from workbench.landscape.points import EVALUATED
 from workbench.numerics.basis import norm
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
@@ -28,7 +29,6 @@ Array = NDArray[np.float64]
 Weights = Mapping[str, Tensor]
 LOOKS = 10
 """How often the bent path is looked at while it is trained."""
-_METRICS = ("loss", "loss_error", "error_rate", "error_rate_error")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class _Bent:
         self.middle = {k: (self.ends[0][k] + self.ends[1][k].to(p)) / 2 for k, p in first.params.items()}
         self.moments = [{k: torch.zeros_like(p) for k, p in self.middle.items()} for _ in range(2)]
         self.t = np.arange(n) / (n - 1)
-        self.values |= {name: np.full(n, np.nan) for name in (*_METRICS, "line_loss", "line_loss_error")}
+        self.values |= {name: np.full(n, np.nan) for name in (*EVALUATED, "line_loss", "line_loss_error")}
         self.values |= {name: np.full(LOOKS, np.nan) for name in ("middle_loss", "middle_step")}
         self.looks = self.measured = 0
 
@@ -198,7 +198,7 @@ class _Bent:
         """The loss at point i of the curve and of the straight line."""
         t = float(self.t[i])
         found = self.ground.at(self.whole(t)).evaluate()
-        for name in _METRICS:
+        for name in EVALUATED:
             self.values[name][i] = found.get(name, np.nan)
         straight = {k: (1 - t) * self.ends[0][k] + t * self.ends[1][k].to(p) for k, p in self.middle.items()}
         line = found if t in (0.0, 1.0) else self.ground.at(self.whole(t, straight)).evaluate(metrics=("loss",))

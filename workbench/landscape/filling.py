@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from workbench.landscape.axes import PlaneAxes
 from workbench.landscape.directions import mover, norm, unmoved_share
 from workbench.landscape.grid import coarse_to_fine, drawable
-from workbench.landscape.points import PlanePoints
+from workbench.landscape.points import EVALUATED, PlanePoints
 from workbench.landscape.quadratic import (
     Quadratic,
     agreement_radius,
@@ -25,7 +25,6 @@ from workbench.probe import Variable
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
-GRID = ("loss", "loss_error", "error_rate", "error_rate_error")
 SAMPLED = ("sample_u", "sample_v", "sample_loss", "sample_loss_error")
 VARIABLES: tuple[Variable, ...] = (
     Variable("loss", ("u", "v"), "mean loss", "loss per example", "loss_error"),
@@ -79,7 +78,7 @@ class Filling:
     def __post_init__(self) -> None:
         n, m = len(self.axes.u), len(self.axes.v)
         self.at = mover(self.subject, self.axes.first, self.axes.second)
-        self.arrays = {name: np.full((n, m), np.nan) for name in GRID}
+        self.arrays = {name: np.full((n, m), np.nan) for name in EVALUATED}
         self.arrays |= {name: np.full(n * m, np.nan) for name in SAMPLED}
         self.own = tuple(self.subject.metrics)
         self.arrays |= {name: np.full((len(self.own), n, m), np.nan) for name in ("own_metric", "own_metric_error")}
@@ -150,7 +149,7 @@ class Filling:
         """The values at grid point (i, j); those at the model are what the subject itself says."""
         u, v = float(self.axes.u[i]), float(self.axes.v[j])
         found = self.here if u == 0.0 == v else found
-        for name in GRID:
+        for name in EVALUATED:
             self.arrays[name][i, j] = found.get(name, np.nan)
         for k, name in enumerate(self.own):
             self.arrays["own_metric"][k, i, j] = found[name]

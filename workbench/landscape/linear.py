@@ -16,7 +16,8 @@ from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points, Role
 from workbench.figure import Line as Curve
 from workbench.landscape.alignment import Alignment, align
 from workbench.landscape.grid import levels
-from workbench.landscape.segment import ENDS, METRICS, Segment
+from workbench.landscape.points import EVALUATED
+from workbench.landscape.segment import ENDS, Segment
 from workbench.landscape.settings import Metric, NormBetween
 from workbench.numerics.basis import norm
 from workbench.numerics.sampling import Draw
@@ -243,12 +244,12 @@ class _Both:
     def reading(self, last: bool = False) -> Reading:
         """What is known now."""
         room = self.probe.points + self.probe.refine
-        arrays = {n: np.full((2, room), np.nan) for n in ("alpha", *METRICS)}
+        arrays = {n: np.full((2, room), np.nan) for n in ("alpha", *EVALUATED)}
         heights = {n: np.full(2, np.nan) for n in (*_HEIGHTS, "barrier_place")}
         for row, segment in enumerate(self.segments):
             x = segment.inside()
             arrays["alpha"][row, : x.size] = x
-            for name in METRICS:
+            for name in EVALUATED:
                 arrays[name][row, : x.size] = segment.values(name, x)
             for name, value in segment.heights().items():
                 if name in heights:

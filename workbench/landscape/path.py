@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points
 from workbench.figure import Line as Curve
 from workbench.landscape.grid import levels
-from workbench.landscape.segment import METRICS, Segment
+from workbench.landscape.points import EVALUATED
+from workbench.landscape.segment import Segment
 from workbench.landscape.settings import Metric, NormBetween
 from workbench.numerics.basis import norm
 from workbench.numerics.sampling import Draw
@@ -162,7 +163,7 @@ class _Way:
         if heights:
             heights["error_barrier_error"] = heights["error_barrier_mean_error"]
         declared = {v.name for v in self.probe.variables}
-        values: dict[str, Any] = {name: self.segment.values(name, self.alpha) for name in METRICS}
+        values: dict[str, Any] = {name: self.segment.values(name, self.alpha) for name in EVALUATED}
         values |= {name: height for name, height in heights.items() if name in declared}
         return self.probe.reading(
             float(evaluated.mean()),

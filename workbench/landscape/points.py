@@ -12,6 +12,8 @@ from workbench.landscape.evaluation.way import Way
 from workbench.subject import Subject
 
 METRICS = ("loss", "error_rate")
+EVALUATED = ("loss", "loss_error", "error_rate", "error_rate_error")
+"""What an evaluation gives at a point: the metrics with their standard errors."""
 PRODUCTS = 2**28
 """Bytes that the first layers' products may take at most."""
 GRAPHS = 8

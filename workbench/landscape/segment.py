@@ -14,7 +14,6 @@ from workbench.landscape.barrier import barriers, greatest_rise
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
-METRICS = ("loss", "loss_error", "error_rate", "error_rate_error")
 ENDS = (0.0, 1.0)
 
 

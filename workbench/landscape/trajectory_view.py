@@ -17,7 +17,7 @@ from workbench.landscape.directions import mover
 from workbench.landscape.grid import coarse_to_fine, levels
 from workbench.landscape.kinds import recorded
 from workbench.landscape.picture import field_of, note, panels
-from workbench.landscape.points import PlanePoints, expected_bytes
+from workbench.landscape.points import EVALUATED, PlanePoints, expected_bytes
 from workbench.landscape.settings import View
 from workbench.numerics.basis import norm
 from workbench.numerics.geometry import coordinates, principal_path
@@ -28,7 +28,6 @@ from workbench.subject import Subject
 from workbench.trajectory import Trajectory
 
 Array = NDArray[np.float64]
-GRID = ("loss", "loss_error", "error_rate", "error_rate_error")
 REACH = 1.2
 """The plane reaches so many times as far as the path."""
 
@@ -262,7 +261,7 @@ class _Shown:
         """Room for the plane and for the losses along the path."""
         n, count = self.probe.points, len(self.steps)
         self.u, self.v = (_ticks(c, self.probe.extent, n) for c in found.T)
-        self.arrays = {name: np.full((n, n), np.nan) for name in GRID}
+        self.arrays = {name: np.full((n, n), np.nan) for name in EVALUATED}
         losses = ("path_loss", "path_loss_error", "plane_loss", "plane_loss_error", "gap", "gap_error")
         self.arrays |= {name: np.full(count, np.nan) for name in losses}
         self.evaluated, self.known = np.zeros((n, n), dtype=bool), np.zeros(count, dtype=bool)
@@ -289,7 +288,7 @@ class _Shown:
         left = iter(order)
         for group in self.points.in_turn([(self.u[i], self.v[j]) for i, j in order]):
             for found, (i, j) in zip(group, left, strict=False):
-                for name in GRID:
+                for name in EVALUATED:
                     self.arrays[name][i, j] = found.get(name, np.nan)
                 self.evaluated[i, j] = True
             yield self.reading()
