@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from workbench.dynamics.described import TAKEN
 from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Rule, Text
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
@@ -25,7 +26,6 @@ EARLIEST = 10
 NORMAL = 1.4826
 """Standard deviation of a normal over its median absolute deviation."""
 _ROWS = 10_000
-_OWN = ("wall_time", "recorder_seconds")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Spikes(Probe[Trajectory]):
 
     def stream(self, subject: Trajectory, draw: Draw) -> Iterator[Reading]:
         """All at once."""
-        table = subject.scalars.drop(columns=list(_OWN), errors="ignore")
+        table = subject.scalars.drop(columns=list(TAKEN), errors="ignore")
         names = self._chosen([str(c) for c in table.columns], subject.label)
         values = table[names].to_numpy(dtype=np.float64)
         steps = table.index.to_numpy()

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.activations import choose_layers
-from workbench.figure import AnyMark, Axis, Bars, Figure, Line, Panel, Points, Role
+from workbench.figure import ROLES, AnyMark, Axis, Bars, Figure, Line, Panel, Points
 from workbench.numerics import kernels
 from workbench.numerics.row_spectra import GroupedRows, RowSpectrum, kept_bytes
 from workbench.numerics.sampling import Draw
@@ -43,7 +43,6 @@ RANKS: tuple[tuple[str, str], ...] = (
     ("numerical_rank", "number of σ_i > tolerance · σ_1"),
 )
 """The ranks by name, with their formulas."""
-ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from workbench.spectra.layers import (
     shares,
     whole_values,
 )
+from workbench.spectra.measured import KINKS, SUBSET
 from workbench.subject import Subject
 
 GLANCE = 3
@@ -320,16 +321,12 @@ class _Run:
     def notes(self, known: Sequence[BlockNumbers], everything: BlockNumbers | None) -> tuple[str, ...]:
         """What a reader must know about these numbers."""
         subject = self.subject
-        said = [*subject.notes, *self.tested, _KINKS, *coverage_words(self.covered, self.unused)]
+        said = [*subject.notes, *self.tested, KINKS, *coverage_words(self.covered, self.unused)]
         if subject.available is None or subject.examples < subject.available:
-            said.append(f"{subject.on}: {_SUBSET}")
+            said.append(f"{subject.on}: {SUBSET}")
         said += [f"{run.block.group.name}: {run.rounded}" for run in self.all() if run.rounded]
         if self.probe.minimum and not self.probe.aim().bottom:
             said.append("the minimum was not sought: this matrix has no negative eigenvalues where the loss is convex")
         if everything is not None and everything.met and all(k.met for k in known):
             said.append(agreement(known, everything))
         return tuple(said)
-
-
-_KINKS = "differentiation ignores kinks (ReLU, max): these are numbers of the smooth piece that the weights lie in"
-_SUBSET = "the largest eigenvalue of a subset is biased upwards"

@@ -135,9 +135,9 @@ class Measured:
         """What a reader must know about these numbers."""
         assert self.run is not None
         subject, state = self.subject, self.run.state
-        said = [*subject.notes, *self.run.notes(), _KINKS, *self.seen_through()]
+        said = [*subject.notes, *self.run.notes(), KINKS, *self.seen_through()]
         if subject.available is None or subject.examples < subject.available:
-            said.append(f"{subject.on}: {_SUBSET}")
+            said.append(f"{subject.on}: {SUBSET}")
         if self.bracket and self.bracket.wide:
             said.append(
                 f"on so few examples the sharpness of all data is only known to lie about {self.bracket.low:.3g} to "
@@ -161,8 +161,9 @@ class Measured:
         return (*through, rule) if math.isfinite(self.limit) else through
 
 
-_KINKS = "differentiation ignores kinks (ReLU, max): these are numbers of the smooth piece that the weights lie in"
-_SUBSET = "the largest eigenvalue of a subset is biased upwards"
+KINKS = "differentiation ignores kinks (ReLU, max): these are numbers of the smooth piece that the weights lie in"
+SUBSET = "the largest eigenvalue of a subset is biased upwards"
+"""What notes say of the matrix, and of its largest eigenvalue where not all examples were taken."""
 
 
 def stability(optimizer: Optimizer | None, scaling: Preconditioner | None) -> tuple[float, str]:
