@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench.dynamics.checkpoints import Every, every_so_many, readings_at
+from workbench.dynamics.described import TAKEN
 from workbench.figure import ROLES, AnyMark, Axis, Band, Figure, Line, Panel, Points, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.sampling import Draw
@@ -227,7 +228,7 @@ def _order(count: int) -> Iterator[int]:
 
 def _training(trajectory: Trajectory, steps: tuple[int, ...]) -> tuple[list[str], NDArray[np.float64]]:
     """Names of the recorded scalars and their latest values at or before each step (steps, names)."""
-    table = trajectory.scalars.drop(columns=["wall_time", "recorder_seconds"])
+    table = trajectory.scalars.drop(columns=list(TAKEN))
     filled = table.ffill().reindex(list(steps), method="ffill") if len(table) else table.reindex(list(steps))
     return [str(c) for c in table.columns], filled.to_numpy(dtype=np.float64)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.dynamics.delays import RESAMPLED, Retested, grokked, numbers_of, over_runs, retested
+from workbench.dynamics.described import TAKEN
 from workbench.dynamics.tasks import members_of
 from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule, fitting, step_axis
 from workbench.numerics.crossings import CONFIRM, Crossing, below_geometric_mean, known, sustained
@@ -233,7 +234,7 @@ class _Found:
         wanted = [self.probe.train, self.probe.test, *filter(None, [self.probe.signal])]
         for name in wanted:
             if name not in there and not (name == self.probe.signal and name in _NORMS):
-                recorded = ", ".join(n for n in there if n not in ("wall_time", "recorder_seconds")) or "no scalars"
+                recorded = ", ".join(n for n in there if n not in TAKEN) or "no scalars"
                 raise ValueError(f"{label} has no recorded {name!r}; it has {recorded}. Name one of these in settings.")
 
     def _curve(self, label: str, name: str) -> tuple[Floats, Floats]:

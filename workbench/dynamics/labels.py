@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any, cast
 
+from workbench.dynamics.described import TAKEN
 from workbench.several import Runs
 from workbench.trajectory import Trajectory
 
@@ -54,5 +55,5 @@ def _labelled(pattern: re.Pattern[str], label: str) -> float:
 
 def missing(trajectory: Trajectory, label: str, series: str) -> str:
     """What to say where a run did not record a series."""
-    held = [str(c) for c in trajectory.scalars.columns if c not in ("wall_time", "recorder_seconds")]
+    held = [str(c) for c in trajectory.scalars.columns if c not in TAKEN]
     return f"{label!r} recorded no scalar called {series!r}; it has: {', '.join(held) or 'none'}. Name one of them."

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.dynamics.described import TAKEN
 from workbench.numerics.crossings import known
 from workbench.numerics.stats import error_of_mean
 from workbench.probe import Variable
@@ -69,7 +70,7 @@ class TaskRecord:
             ValueError: no such scalars; the message lists what there is. A task that is trained twice.
         """
         table = path.scalars
-        there = [str(n) for n in table.columns if n not in ("wall_time", "recorder_seconds")]
+        there = [str(n) for n in table.columns if n not in TAKEN]
         if task not in there:
             raise ValueError(
                 f"{label} has no recorded {task!r}, the number of the task at hand; it has {', '.join(there) or 'none'}"
