@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -79,9 +80,13 @@ def test_groups_are_watched_around_the_crossing() -> None:
     after, before = steps[:-1] >= crossing, steps[:-1] < np.argmax(data.stability_ratio.values[1] >= 0.5)
     for name, there in (("after", after), ("before", before)):
         assert float(data[f"opposition_{name}"]) == pytest.approx(np.corrcoef(changes[there].T)[0, 1])
+        one = max(changes[there].T.tolist(), key=lambda column: sum(map(abs, column)))
+        turned = [(a < 0) != (b < 0) for a, b in itertools.pairwise(one)]
+        assert float(data[f"turns_{name}"]) == pytest.approx(sum(turned) / len(turned))
 
 
-GOOD = {"growth": 5.0, "control": 1.0, "share": 0.99, "cosine": -0.99, "after": -0.99, "before": 0.9, "ratio": 0.5}
+GOOD = {"growth": 5.0, "control": 1.0, "share": 0.99, "cosine": -0.99, "after": -0.99, "ratio": 0.5}
+GOOD |= {"turns_before": 0.0, "turns_after": 1.0}
 
 
 def written(**told: float) -> xr.Dataset:
@@ -89,7 +94,8 @@ def written(**told: float) -> xr.Dataset:
     sharpness = [[2.0, 2 * one["growth"]], [2.0, 9.0], [3.0, 3 * one["control"]]]
     held = {"sharpness": (("arm", "checkpoint"), sharpness), "outlier_share": ("arm", [one["share"], 0.9, 1.0])}
     held["stability_ratio"] = (("arm", "checkpoint"), [[0.1, one["ratio"]], [0.2, 1.1], [0.3, 0.3]])
-    signals = {"opposition_before": one["before"], "opposition_after": one["after"], "cosine": one["cosine"]}
+    signals = {"opposition_before": 0.9, "opposition_after": one["after"], "cosine": one["cosine"]}
+    signals |= {name: one[name] for name in ("turns_before", "turns_after")}
     return xr.Dataset(held | signals | {"found": 1.0})
 
 
@@ -102,7 +108,8 @@ def written(**told: float) -> xr.Dataset:
         ({"share": 0.9}, False),
         ({"cosine": -0.8}, False),
         ({"after": -0.8}, False),
-        ({"before": -0.1}, False),
+        ({"turns_before": 0.6}, False),
+        ({"turns_after": 0.8}, False),
         ({"ratio": 1.1}, False),
         *(({name: math.nan}, False) for name in GOOD if name != "ratio"),
     ],

@@ -41,7 +41,7 @@ OVERSHOOT = 0.5
 """Ratio of sharpness to 2/η above which a step along the top eigenvector goes past the minimum: ηλ > 1."""
 SWINGS = 16
 """Steps whose swings are drawn."""
-_SIGNALS = ("opposition_before", "opposition_after", "cosine", "found")
+_SIGNALS = ("opposition_before", "opposition_after", "turns_before", "turns_after", "cosine", "found")
 Floats = NDArray[np.float64]
 
 
@@ -87,6 +87,8 @@ class OpposingOutliers(Experiment):
             "opposition_before", (), "correlation of both groups' changes until the sharpness reaches half of 2/η"
         ),
         Variable("opposition_after", (), "correlation of both groups' changes after the crossing"),
+        Variable("turns_before", (), "share of steps at which the group that moves more turns, until half of 2/η"),
+        Variable("turns_after", (), "share of steps at which the group that moves more turns, after the crossing"),
         Variable("cosine", (), "cosine between the groups' mean gradients"),
         Variable("found", (), "share of outliers among the examples of both groups"),
     )
@@ -94,6 +96,7 @@ class OpposingOutliers(Experiment):
     most_control: ClassVar[float] = 1.2
     least_share: ClassVar[float] = 0.95
     opposed: ClassVar[float] = -0.9
+    turning: ClassVar[tuple[float, float]] = (0.5, 0.9)
 
     size: Annotated[float, Range(0.0, 100.0, soft=(1, 12)), Doc("Of the outlier feature, ±."), Slow()] = 6.0
     share: Annotated[float, Range(0.001, 1.0, soft=(0.01, 0.5)), Doc("Share of outliers."), Slow()] = 0.1
@@ -145,16 +148,19 @@ class OpposingOutliers(Experiment):
     def verdict(self, data: xr.Dataset) -> Verdict:
         """Growth of the sharpness with two layers but not with one, along the outlier, and groups that oppose."""
         growth, control, share = _growth(data, 0), _growth(data, 2), float(data.outlier_share[0])
-        before, after, cosine, _ = (float(data[name]) for name in _SIGNALS)
+        _, after, turns, swings, cosine, _ = (float(data[name]) for name in _SIGNALS)
         words = (
             f"growth of the sharpness with two layers; with one {control:.3g}, wanted below {self.most_control:g}; "
             f"outlier's share of the top eigenvector {share:.3f}, wanted {self.least_share:g}; past 2/η, groups' "
             f"gradients have cosine {cosine:.3f} and their losses' changes correlate by {after:.4f}, both wanted at "
-            f"most {self.opposed:g}; before, by {before:.2f}, wanted above 0"
+            f"most {self.opposed:g}; losses turn at {swings:.0%} of the steps, wanted {self.turning[1]:.0%}, and "
+            f"before at {turns:.0%}, wanted at most {self.turning[0]:.0%}"
         )
         sharpens = growth >= self.least_growth and control < self.most_control and largest_ratio(data, 0) < 1
-        opposes = cosine <= self.opposed and after <= self.opposed and before > 0
-        return Verdict(bool(sharpens and opposes and share >= self.least_share), growth, self.least_growth, words)
+        opposes = cosine <= self.opposed and after <= self.opposed
+        swings_late = turns <= self.turning[0] and swings >= self.turning[1]
+        passed = sharpens and opposes and swings_late and share >= self.least_share
+        return Verdict(bool(passed), growth, self.least_growth, words)
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Sharpness and thresholds, losses, the groups' losses at the end of the window, and their changes."""
@@ -241,6 +247,7 @@ class _Run:
         before, after = _sides(self.curves.read_at, ratios, crossing, steps)
         self.values["opposition_before"] = _correlation(changes[before])
         self.values["opposition_after"] = _correlation(changes[after])
+        self.values |= {"turns_before": _turns(changes[before]), "turns_after": _turns(changes[after])}
         self.values |= {"cosine": float(found.cosine), "found": float((found.example < 2 * self.probe.pairs).mean())}
 
 
@@ -257,6 +264,14 @@ def _correlation(changes: Floats) -> float:
         return math.nan
     one, two = (column - column.mean() for column in changes.T)
     return float(one @ two / math.sqrt(float(one @ one) * float(two @ two)))
+
+
+def _turns(changes: Floats) -> float:
+    """The share of rows of (n, 2) whose sign differs from the next's, in the larger column; nan under three rows."""
+    if len(changes) < 3:
+        return math.nan
+    larger = changes[:, np.abs(changes).sum(0).argmax()]
+    return float((larger[1:] * larger[:-1] < 0).mean())
 
 
 def _outlier_share(net: nn.Module, data: Examples, draw: Draw) -> float:
