@@ -545,3 +545,20 @@ def test_gauges_follow_events_and_continue_a_record_from_its_first_weights(tmp_p
     assert found.index.tolist() == [25, 55]
     assert found.tolist() == pytest.approx([25 * math.sqrt(2), 55 * math.sqrt(2)])
     assert float((flat(model.parameters()) - start).norm()) == pytest.approx(60 * math.sqrt(2))
+
+
+def test_what_is_trained_may_change_between_steps(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer, sizes = torch.optim.SGD(model.parameters(), lr=0.1), []
+    with wb.Recorder(tmp_path, model, optimizer, gauges=gauges.defaults(1)) as recorder:
+        for step in range(4):
+            if step == 2:
+                model[0].requires_grad_(False)
+            optimizer.zero_grad()
+            model(torch.ones(5, 3)).square().mean().backward()
+            optimizer.step()
+            recorder.step()
+            kept = [p for p in model.parameters() if p.requires_grad]
+            sizes.append(float(torch.cat([p.detach().flatten() for p in kept]).norm()))
+    assert wb.Trajectory.open(tmp_path).scalars["weight_norm"].dropna().tolist() == pytest.approx(sizes)

@@ -65,7 +65,7 @@ class Watch:
         self._gauges, self._clock = tuple(gauges), clock
         self._posts: list[_Post] = []
         self._hooks: list[Any] = []
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._training: Training | None = None
 
         plain = [one.steps for one in self.schedules if isinstance(one, Every)]
         self._periods = tuple(set(plain)) if len(plain) == len(self._gauges) else None
@@ -81,23 +81,26 @@ class Watch:
 
     def start(self, training: Training) -> None:
         """Make the meters; ``ValueError`` where one lacks something."""
-        self._optimizer = training.optimizer
+        self._training = training
         self._posts = [_Post(gauge, gauge.start(training)) for gauge in self._gauges]
 
     def prepare(self, step: int, scalars: Mapping[str, float], past: Past) -> None:
         """Tell the gauges that want to know beforehand, and are due then, that ``step`` comes next."""
-        if self._idle(step):
+        if self._idle(step) or self._training is None:
             return
+        self._renew()
         for post in (p for p in self._posts if p.meter.ahead):
             if post.turn.due(step, scalars, past, self._clock, self._clock.now()):
                 self._guarded(post, post.meter.arm)
                 post.armed = True
-        if self._optimizer is not None and not self._hooks and any(p.armed for p in self._posts):
-            add = self._optimizer.register_step_pre_hook, self._optimizer.register_step_post_hook
+        optimizer = self._training.optimizer
+        if optimizer is not None and not self._hooks and any(p.armed for p in self._posts):
+            add = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
             self._hooks = [add[0](self._before), add[1](self._stepped)]
 
     def _before(self, *_: Any) -> None:
         with self._clock:
+            self._renew()
             for post in [p for p in self._posts if p.armed]:
                 self._guarded(post, post.meter.before)
 
@@ -111,6 +114,8 @@ class Watch:
         found: dict[str, Tensor | float] = {}
         if self._idle(step):
             return found
+        if not self._hooks:  # else it was done when the optimizer began its step
+            self._renew()
         for post in list(self._posts):
             spent = self._clock.now()
             if post.armed or (not post.meter.ahead and post.turn.due(step, scalars, past, self._clock, spent)):
@@ -134,6 +139,10 @@ class Watch:
                 stacklevel=2,
             )
             return None
+
+    def _renew(self) -> None:
+        if self._training is not None:
+            self._training.renew()
 
     def _unhook(self) -> None:
         for hook in self._hooks:

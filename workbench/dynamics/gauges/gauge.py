@@ -78,10 +78,17 @@ class Training:
     loss: Any = None
     norm: Any = None
     _subjects: dict[int | None, Subject] = field(default_factory=dict[int | None, Subject])
+    _named: dict[str, nn.Parameter] | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Those that are trained, tied ones once."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """Those that are trained, tied ones once; looked up once between two calls of :meth:`renew`."""
+        if self._named is None:
+            self._named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return self._named
+
+    def renew(self) -> None:
+        """A loop may change what is trained between its steps: look again at the next reading."""
+        self._named = None
 
     def known(self, who: Gauge) -> torch.optim.Optimizer:
         """The optimizer.
@@ -112,6 +119,13 @@ class Training:
 
 
 _foreach_norm: Callable[[list[Tensor]], list[Tensor]] = vars(torch)["_foreach_norm"]  # one kernel for all tensors
+_foreach_sub: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = vars(torch)["_foreach_sub"]
+
+
+def differences(ends: Sequence[Tensor], starts: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor less its partner, of equal shapes, types and devices; without a graph."""
+    with torch.no_grad():
+        return _foreach_sub(list(ends), list(starts)) if ends else []
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from workbench.dynamics.gauges.gauge import Gauge, Meter, Training, Values, chosen, norms
+from workbench.dynamics.gauges.gauge import Gauge, Meter, Training, Values, chosen, differences, norms
 
 _DECAY = 0.99
 
@@ -150,7 +150,7 @@ class _DistanceMeter(_PerTensorMeter):
 
     def read(self) -> Values:
         named = {n: p for n, p in self.training.parameters().items() if n in self.first}
-        values = norms([p.detach() - self.first[n].to(p) for n, p in named.items()])
+        values = norms(differences(list(named.values()), [self.first[n].to(p) for n, p in named.items()]))
         said = {"distance": torch.linalg.vector_norm(values)}
         return said | self.each("distance", list(named), values)
 
@@ -198,7 +198,8 @@ class _UpdateMeter(_PerTensorMeter):
         if not old:
             return {}
         names = [n for n in old if n in now]
-        moved, before = [now[n].detach() - old[n] for n in names], [old[n] for n in names]
+        before = [old[n] for n in names]
+        moved = differences([now[n] for n in names], before)
         steps, sizes = norms(moved), norms(before)
         total = torch.linalg.vector_norm(steps)
         said = {"update_norm": total, "update_ratio": total / torch.linalg.vector_norm(sizes)}
