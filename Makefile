@@ -71,6 +71,10 @@ bench: install  ## what a user waits for; spectra and landscapes against exact v
 	$(THREADS) $(BIN)/python benchmarks/curvature.py
 	$(THREADS) $(BIN)/python benchmarks/landscape.py
 	$(THREADS) $(BIN)/python benchmarks/adaptive.py
+	$(THREADS) $(BIN)/python benchmarks/collapse.py
+	$(THREADS) $(BIN)/python benchmarks/kernel.py
+	$(THREADS) $(BIN)/python benchmarks/recorder.py
+	$(THREADS) $(BIN)/python benchmarks/experiments.py
 
 pages: install  ## write docs/measures/ anew after a probe's words, settings or variables changed
 	$(BIN)/python -m workbench.catalog docs/measures
