@@ -72,3 +72,24 @@ def test_training_learns_digits_and_repeats_bit_for_bit() -> None:
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*ends)
     assert scalars["test_accuracy"] > 0.9 > training.accuracy(nets.dense(), split.test)
+
+
+def test_digits_are_standardised_over_all_of_them_and_drawn_without_repeats() -> None:
+    before = torch.get_rng_state()
+    inputs, labels = digits.standardised(1797, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    spread = inputs.std(0)
+    assert ((spread - 1).abs() < 1e-3).logical_or(spread == 0).all()
+    assert inputs.mean(0).abs().max() < 1e-4
+    assert (spread == 0).sum() == 3, "three pixels are never inked"
+    few, theirs = digits.standardised(100, 1)
+    place = {row.numpy().tobytes(): k for k, row in enumerate(inputs)}
+    places = [place[row.numpy().tobytes()] for row in few]
+    assert len(set(places)) == 100
+    assert theirs.tolist() == labels[places].tolist()
+    assert not torch.equal(digits.standardised(100, 2)[0], few)
+    floored = digits.standardised(1797, 0, floor=0.1)[0]
+    deviation = digits.examples("all")[0].flatten(1).std(0)
+    assert torch.allclose(floored * (deviation + 0.1), inputs * deviation, atol=1e-5)
+    with pytest.raises(ValueError, match=r"between 1 and 1797, the images that there are; got 1798"):
+        digits.standardised(1798)

@@ -10,13 +10,14 @@ import torch
 import xarray as xr
 from torch.nn import functional
 
-from workbench.experiments.batch_sweep import Batches, Goal, Trial, standardised_digits
+from workbench.experiments.batch_sweep import Batches, Goal, Trial
 from workbench.experiments.experiment import judge
 from workbench.experiments.large_batch_model import LargeBatchModel
 from workbench.figure import Line
 from workbench.numerics.sampling import Draw
 from workbench.probes.gradient_noise import GradientNoise
 from workbench.subject import Subject
+from workbench.zoo.digits import standardised
 from workbench.zoo.nets import dense
 
 SMALL = LargeBatchModel(
@@ -34,18 +35,9 @@ def test_an_epoch_shows_every_example_once() -> None:
     assert len(Batches(3, 7, np.random.default_rng(0))()) == 7
 
 
-def test_pixels_are_standardised_and_those_that_never_change_are_zero() -> None:
-    inputs, targets = standardised_digits(200, 1)
-    assert inputs.shape == (200, 64)
-    assert inputs.mean(0).abs().max() < 1e-5
-    assert 0.5 < inputs.std(0).max() < 1
-    assert (inputs[:, 0] == 0).all(), "the corner is never inked"
-    assert not torch.equal(targets, standardised_digits(200, 2)[1])
-
-
 @pytest.fixture(scope="module")
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    x, y = standardised_digits(60, 0)
+    x, y = standardised(60, 0, floor=0.1)
     return x.double(), y
 
 
@@ -122,7 +114,7 @@ def test_the_noise_scale_is_that_of_the_nets_on_the_way(small: xr.Dataset) -> No
     assert loss[-1] <= SMALL.noise_until
     draw = Draw(5, SMALL.name, 0)
     net = dense((64, 8, 10), "relu", seed=int(draw.generator(0, 0).integers(2**31)))
-    data = standardised_digits(120, 5)
+    data = standardised(120, 5, floor=0.1)
     assert loss[0] == pytest.approx(functional.cross_entropy(net(data[0]), data[1]).item())
     found = GradientNoise(examples=120, batch=1).run(Subject(net, data, max_examples=None)).data
     assert small.noise_scale.values[0] == pytest.approx(float(found.noise_scale), rel=0.5)

@@ -10,7 +10,7 @@ import torch
 from pytest import approx
 from torch import nn
 
-from workbench.experiments.task_stream import Arm, TaskStream, checkpoints, signs, standardised_digits
+from workbench.experiments.task_stream import Arm, TaskStream, checkpoints, signs
 from workbench.zoo.interventions import ContinualBackprop, Intervention
 from workbench.zoo.nets import dense
 
@@ -142,19 +142,3 @@ def test_a_network_that_diverges_is_unknown_from_there_on() -> None:
         assert np.isfinite(values[name][0]).tolist() == [True, True, False, False, False]
     assert np.isfinite(values["effective_rank"][0]).tolist() == [True, True, True, False, False, False]
     assert math.isnan(values["last_accuracy"][0])
-
-
-def test_digits_are_standardised_over_all_of_them_and_drawn_without_repeats() -> None:
-    before = torch.get_rng_state()
-    inputs, labels = standardised_digits(1797, 0)
-    assert torch.equal(torch.get_rng_state(), before)
-    spread = inputs.std(0)
-    assert ((spread - 1).abs() < 1e-3).logical_or(spread == 0).all()
-    assert inputs.mean(0).abs().max() < 1e-4
-    assert (spread == 0).sum() == 3, "three pixels are never inked"
-    few, theirs = standardised_digits(100, 1)
-    place = {row.numpy().tobytes(): k for k, row in enumerate(inputs)}
-    places = [place[row.numpy().tobytes()] for row in few]
-    assert len(set(places)) == 100
-    assert theirs.tolist() == labels[places].tolist()
-    assert not torch.equal(standardised_digits(100, 2)[0], few)

@@ -19,20 +19,10 @@ from workbench.record import Line as Scalars
 from workbench.several import Runs
 from workbench.sources import Held
 from workbench.trajectory import Trajectory
-from workbench.zoo.digits import digits
 from workbench.zoo.stacked import Stack
 from workbench.zoo.training import Examples
 
 Floats = NDArray[np.float64]
-IMAGES = 1797
-"""Images that there are in all."""
-
-
-def standardised_digits(count: int, seed: int) -> Examples:
-    """``count`` digits, flat (count, 64), each pixel less its mean and over its standard deviation plus 0.1."""
-    inputs, targets = digits(1 - count / IMAGES, seed).train
-    flat = inputs.flatten(1)
-    return (flat - flat.mean(0)) / (flat.std(0) + 0.1), targets
 
 
 class Batches:

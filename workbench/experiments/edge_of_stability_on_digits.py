@@ -21,12 +21,12 @@ from workbench.experiments.descent import (
     sharpness_panel,
 )
 from workbench.experiments.experiment import Experiment, Verdict
-from workbench.experiments.task_stream import standardised_digits
 from workbench.figure import Axis, Figure
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range, Slow
+from workbench.zoo.digits import standardised
 from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples
 
@@ -109,7 +109,7 @@ class EdgeOfStabilityOnDigits(Experiment):
             yield self._report(curves, (arm + 1) / self.arms)
 
     def _examples(self, seed: int) -> Examples:
-        inputs, labels = standardised_digits(self.examples, seed)
+        inputs, labels = standardised(self.examples, seed)
         return inputs, functional.one_hot(labels, CLASSES).to(inputs.dtype)
 
     def _report(self, curves: Descents, done: float) -> Reading:

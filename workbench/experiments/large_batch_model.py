@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from workbench.dynamics.critical_batch import trade_panel
 from workbench.experiments.arms import evaluation_steps
-from workbench.experiments.batch_sweep import IMAGES, Batches, Goal, Trial, fitted, standardised_digits
+from workbench.experiments.batch_sweep import Batches, Goal, Trial, fitted
 from workbench.experiments.experiment import Experiment, Verdict
 from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, fitting, step_axis
 from workbench.numerics.sampling import Draw
@@ -24,6 +24,7 @@ from workbench.probe import Cost, Reading, Value, Variable
 from workbench.probes.gradient_noise import GradientNoise
 from workbench.schema import Doc, Range, Slow
 from workbench.subject import Subject
+from workbench.zoo.digits import IMAGES, standardised
 from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples
 
@@ -137,7 +138,7 @@ class LargeBatchModel(Experiment):
 
     def stream(self, subject: Any, draw: Draw) -> Iterator[Reading]:
         """Batch size after batch size, the largest and quickest first, then the noise scale along one more run."""
-        data, run = standardised_digits(self.examples, draw.seed), _Run(self)
+        data, run = standardised(self.examples, draw.seed, floor=0.1), _Run(self)
         nets = [_net(draw, k, self.width) for k in range(self.repeats)]
         trials: list[Trial] = []
         for k, batch in reversed(list(enumerate(self.sizes))):

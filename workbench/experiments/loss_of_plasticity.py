@@ -12,12 +12,13 @@ import xarray as xr
 from torch import nn
 
 from workbench.experiments.experiment import Experiment, Verdict
-from workbench.experiments.task_stream import VARIABLES, Arm, TaskStream, arms_panel, standardised_digits
+from workbench.experiments.task_stream import VARIABLES, Arm, TaskStream, arms_panel
 from workbench.figure import Axis, Figure, Role
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range, Slow
+from workbench.zoo.digits import standardised
 from workbench.zoo.interventions import ContinualBackprop, NormProjection, WeightPenalty, normalised_dense
 from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples
@@ -128,7 +129,7 @@ class LossOfPlasticity(Experiment):
 
     def tasks_of(self, seed: int) -> TaskStream:
         """Arms and tasks."""
-        inputs, labels = standardised_digits(self.examples, seed)
+        inputs, labels = standardised(self.examples, seed)
 
         def task(number: int) -> Examples:
             order = torch.randperm(_PIXELS, generator=torch.Generator().manual_seed(seed + 3_000_017 * number))

@@ -12,12 +12,13 @@ import xarray as xr
 from torch import nn
 
 from workbench.experiments.experiment import Experiment, Verdict
-from workbench.experiments.task_stream import VARIABLES, Arm, Floats, TaskStream, arms_panel, standardised_digits
+from workbench.experiments.task_stream import VARIABLES, Arm, Floats, TaskStream, arms_panel
 from workbench.figure import Axis, Figure, Role
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.schema import Doc, Range, Slow
+from workbench.zoo.digits import standardised
 from workbench.zoo.interventions import NormProjection, normalised_dense
 from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples
@@ -80,7 +81,7 @@ class NormalizeAndProject(Experiment):
 
     def tasks_of(self, seed: int) -> TaskStream:
         """Arms and tasks."""
-        inputs, _ = standardised_digits(self.examples, seed)
+        inputs, _ = standardised(self.examples, seed)
         widths = (64, *(self.width,) * self.depth, _CLASSES)
 
         def task(number: int) -> Examples:

@@ -19,7 +19,6 @@ from workbench.figure import AnyMark, Axis, Line, Panel, Role
 from workbench.probe import Variable
 from workbench.sources import Held
 from workbench.trajectory import Trajectory
-from workbench.zoo.digits import examples
 from workbench.zoo.interventions import Intervention
 from workbench.zoo.training import Examples, accuracy
 
@@ -231,18 +230,6 @@ def signs(net: nn.Module, alike: nn.Module, data: Examples) -> dict[str, float]:
 def checkpoints(tasks: int) -> NDArray[np.int64]:
     """How many tasks are over where signs are measured: none, one, and ten evenly spread up to all."""
     return np.unique([0, *np.linspace(1, tasks, 11).round().astype(int)])
-
-
-def standardised_digits(count: int, seed: int) -> Examples:
-    """So many of the 1797 digits, drawn by ``seed``: (n, 64), each pixel of mean 0 and variance 1 over all; constant 0.
-
-    Without this, small nets memorise random labels several times more slowly.
-    """
-    inputs, targets = examples("all")
-    flat = inputs.flatten(1)
-    flat = (flat - flat.mean(0)) / flat.std(0).clamp_min(1e-6)
-    rows = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:count]
-    return flat[rows], targets[rows]
 
 
 def arms_panel(

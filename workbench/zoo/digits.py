@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 Part = Literal["train", "test", "all"]
+IMAGES = 1797
+"""Images that there are in all."""
 
 
 class Digits(NamedTuple):
@@ -44,6 +46,24 @@ def examples(part: Part = "train", test_fraction: float = 0.25, seed: int = 0) -
     if part not in split:
         raise ValueError(f"digits has the parts 'train', 'test' and 'all'; got {part!r}.")
     return split[part]
+
+
+def standardised(count: int = IMAGES, seed: int = 0, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """So many of the images, drawn by ``seed``, flat (count, 64), and their classes.
+
+    Each pixel has its mean over all images taken off and is divided by its standard deviation there plus ``floor``,
+    which keeps pixels that hardly ever differ from counting as much as the others; one that never does is 0. Small nets
+    memorise random labels several times faster from these than from the images.
+    """
+    if not 1 <= count <= IMAGES:
+        raise ValueError(
+            f"standardised(count=...) must lie between 1 and {IMAGES}, the images that there are; got {count!r}."
+        )
+    inputs, targets = _images()
+    flat = inputs.flatten(1)
+    flat = (flat - flat.mean(0)) / (flat.std(0) + floor).clamp_min(1e-6)
+    rows = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(seed))[:count]
+    return flat[rows], targets[rows]
 
 
 @lru_cache(maxsize=1)
