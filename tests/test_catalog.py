@@ -88,6 +88,16 @@ def test_a_probe_from_words() -> None:
         catalog.make("HessianSpectrum", {"top": "0"})
 
 
+def test_a_probe_and_its_settings_are_written_in_one_word() -> None:
+    made = catalog.written("HessianSpectrum:top=5,layers=0.weight,0.bias, density=false")
+    assert made == workbench.probes.HessianSpectrum(top=5, layers="0.weight,0.bias", density=False)
+    assert catalog.written("landscape.Plane") == catalog.written("Plane:") == workbench.landscape.Plane()
+    with pytest.raises(ValueError, match=r"written as in HessianSpectrum:top=5,depth=80; got 'top'"):
+        catalog.written("HessianSpectrum:top")
+    with pytest.raises(ValueError, match="HessianSpectrum"):
+        catalog.written("HessianSpectrum:tops=5")
+
+
 # ------------------------------------------------------------------------- other packages
 
 

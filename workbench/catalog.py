@@ -101,6 +101,22 @@ def make(name: str, settings: Mapping[str, str] | None = None) -> Probe[Any]:
     return schema.parse(get(name), settings or {})
 
 
+def written(text: str) -> Probe[Any]:
+    """A probe from one word, as a command line has several: ``written("HessianSpectrum:top=5,density=no")``.
+
+    A comma begins a new setting only where a name and an equals sign follow, so that values may hold commas.
+
+    Raises:
+        ValueError: as :func:`make`, or something that is no ``name=value``.
+    """
+    name, _, settings = text.partition(":")
+    pairs = [part.partition("=") for part in re.split(r",(?=\s*\w+=)", settings) if part.strip()]
+    wrong = next((key for key, sign, _ in pairs if not sign), None)
+    if wrong is not None:
+        raise ValueError(f"settings are written as in {name}:top=5,depth=80; got {wrong!r}.")
+    return make(name, {key.strip(): value for key, _, value in pairs})
+
+
 def words(cls: type) -> str:
     """What a probe is, in one sentence: the first of its docstring."""
     first = " ".join((inspect.getdoc(cls) or cls.__name__).partition("\n\n")[0].split())

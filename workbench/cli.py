@@ -138,7 +138,7 @@ def _along(chosen: argparse.Namespace) -> None:
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recordings", metavar="RUN", nargs="+", help="folders of recorded trainings")
-    parser.add_argument("--probe", action="append", required=True, metavar="NAME", help="see `workbench list`; repeat")
+    parser.add_argument("--probe", action="append", required=True, metavar="NAME[:KEY=VALUE,...]", help="repeat")
     parser.add_argument(
         "--store", default="readings", help="folder of the readings, for all workers (default: readings)"
     )
@@ -155,7 +155,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
     from workbench.sweeping import cluster_at, sweep
     from workbench.trajectory import Trajectory
 
-    probes = [catalog.make(name, {}) for name in chosen.probe]
+    probes = [catalog.written(text) for text in chosen.probe]
     runs = {folder: Trajectory.open(folder, trust=chosen.trust) for folder in chosen.recordings}
     with cluster_at(chosen.scheduler) as client, _progress() as say:
         done = sweep(
