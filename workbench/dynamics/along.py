@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.dynamics.checkpoints import Every, every_so_many, readings_at
+from workbench.dynamics.checkpoints import Every, cost_at_each, every_so_many, readings_at
 from workbench.dynamics.described import TAKEN
 from workbench.figure import ROLES, AnyMark, Axis, Band, Figure, Line, Panel, Points, step_axis
 from workbench.landscape.grid import levels
@@ -165,11 +165,7 @@ class Along(Probe[Trajectory]):
 
     def estimate(self, subject: Trajectory) -> Cost:
         """The probe's cost at the first checkpoint (the last may have diverged), for each checkpoint in turn."""
-        one = self.probe.estimate(subject.subject(subject.steps[0]))
-        count = len(every_so_many(subject.steps, self.every))
-        products = None if one.products is None else one.products * count
-        seconds = None if one.seconds is None else one.seconds * count
-        return Cost(one.bytes, products, f"{one.words}, at each of {count} checkpoints", seconds)
+        return cost_at_each(self.probe, subject, self.every)
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """Each headline number at the first and at the last checkpoint that was read, with its error."""

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.dynamics.checkpoints import Every, every_so_many, readings_at
+from workbench.dynamics.checkpoints import Every, cost_at_each, every_so_many, readings_at
 from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, fitting, step_axis
 from workbench.landscape.grid import levels
 from workbench.numerics.crossings import Crossing, known, sustained
@@ -153,11 +153,7 @@ class EdgeOfStability(Probe[Trajectory]):
 
     def estimate(self, subject: Trajectory) -> Cost:
         """The spectrum's cost at the first checkpoint (the last may have diverged), for each checkpoint in turn."""
-        one = self.spectrum.estimate(subject.subject(subject.steps[0]))
-        count = len(every_so_many(subject.steps, self.every))
-        products = None if one.products is None else one.products * count
-        seconds = None if one.seconds is None else one.seconds * count
-        return Cost(one.bytes, products, f"{one.words}, at each of {count} checkpoints", seconds)
+        return cost_at_each(self.spectrum, subject, self.every)
 
 
 def crossing_of(steps: Any, ratios: Any) -> Crossing:

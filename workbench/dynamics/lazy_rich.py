@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.dynamics.checkpoints import every_so_many
+from workbench.dynamics.checkpoints import Every, every_so_many
 from workbench.figure import ROLES, AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, step_axis
 from workbench.numerics.crossings import Crossing, sustained
 from workbench.numerics.kernel_pairs import (
@@ -120,9 +120,7 @@ class LazyRich(Probe[Trajectory]):
     threshold: Annotated[
         float, Range(1e-6, 1.0, log=True, soft=(0.01, 0.5)), Doc("Kernel distance S at which it is no longer lazy.")
     ] = 0.1
-    every: Annotated[
-        int, Range(1, 10_000, step=1, soft=(1, 20)), Doc("Read every so many recorded steps; the last always.")
-    ] = 1
+    every: Every = 1
 
     looks_at: ClassVar[Look] = "trajectory"
     variables: ClassVar[tuple[Variable, ...]] = (
