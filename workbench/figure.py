@@ -52,9 +52,9 @@ def fitting(label: str, scale: Scale, *values: ArrayLike) -> Axis:
     return Axis(label, "symlog" if scale == "log" and (seen <= 0).any() else scale)
 
 
-def step_axis() -> Axis:
+def step_axis(label: str = "step") -> Axis:
     """Training steps: logarithmic, so that the first ones can be told apart, and linear below one, as 0 is a step."""
-    return Axis("step", "symlog", threshold=1.0)
+    return Axis(label, "symlog", threshold=1.0)
 
 
 def symlog_threshold(values: ArrayLike) -> float:

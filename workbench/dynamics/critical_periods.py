@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.dynamics.tasks import members_of
-from workbench.figure import ROLES, AnyMark, Axis, Figure, Line, Panel, Points, Rule
+from workbench.figure import ROLES, AnyMark, Axis, Figure, Line, Panel, Points, Rule, step_axis
 from workbench.numerics.crossings import known
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
@@ -116,7 +116,7 @@ class CriticalPeriods(Probe[Any]):
         panels = [_strengths(data, run), _shares(data, run)]
         if data.sizes["run"] > 1 and np.isfinite(data.sensitivity).any():
             cost = Points(data.deficit_removal.values, data.sensitivity.values, data.sensitivity_error.values)
-            panels.append(Panel((cost, Rule(0.0, label="no deficit")), _steps("deficit until"), Axis("cost")))
+            panels.append(Panel((cost, Rule(0.0, label="no deficit")), step_axis("deficit until"), Axis("cost")))
         if data.sizes["run"] > 1 and data.sizes["pathway"] > 1:
             panels.append(_ends(data))
         return Figure(tuple(panels), columns=2)
@@ -322,10 +322,6 @@ def _least(shares: Floats) -> float:
     return float(known.min(1).mean()) if len(known) else math.nan
 
 
-def _steps(words: str) -> Axis:
-    return Axis(words, "symlog", threshold=1.0)
-
-
 def _strengths(data: xr.Dataset, run: int) -> Panel:
     """Every mode of every pathway along one run, a role for each pathway, and where the deficit was."""
     marks: list[AnyMark] = []
@@ -337,7 +333,7 @@ def _strengths(data: xr.Dataset, run: int) -> Panel:
     if data.removal.values[run] > 0:
         ends = (("begins", data.onset.values[run]), ("ends", data.removal.values[run]))
         marks += [Rule(float(at), "x", f"deficit {word}") for word, at in ends]
-    return Panel(tuple(marks), _steps("step"), Axis("strength along modes"), title=str(data["run"].values[run]))
+    return Panel(tuple(marks), step_axis(), Axis("strength along modes"), title=str(data["run"].values[run]))
 
 
 def _shares(data: xr.Dataset, run: int) -> Panel:
@@ -355,7 +351,7 @@ def _ends(data: xr.Dataset) -> Panel:
     """Share of each pathway at the end of each run, against the removal of its deficit."""
     removal = data.removal.values
     known = np.isfinite(removal)
-    x, axis = (removal, _steps("deficit until")) if known.all() else (np.arange(removal.size), Axis("run"))
+    x, axis = (removal, step_axis("deficit until")) if known.all() else (np.arange(removal.size), Axis("run"))
     marks = tuple(
         Points(x, data.final_share.values[:, place], role=ROLES[place % len(ROLES)])
         for place in range(data.sizes["pathway"])

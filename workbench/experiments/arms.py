@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from workbench.dynamics.grokking import Grokking
-from workbench.figure import AnyMark, Axis, Line, Panel, Role, Scale, fitting
+from workbench.figure import ROLES, AnyMark, Axis, Line, Panel, Scale, fitting
 from workbench.numerics.crossings import CONFIRM
 from workbench.probe import Variable
 from workbench.record import Line as Scalars
@@ -33,7 +33,6 @@ VARIABLES = (
     Variable("delay_ratio_least", ("arm",), "what the delay ratio is at least, where training ended before"),
 )
 """What arms yield: curves, and what Grokking makes of each arm that is over."""
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 
 
 def evaluation_steps(last: int, per_decade: int = 40) -> tuple[int, ...]:
@@ -98,7 +97,7 @@ def curves_panel(
             curve = data[name].values[arm]
             there = ~np.isnan(curve)
             test = name.startswith("test")
-            role = _ROLES[arm % len(_ROLES)] if test else "reference"
+            role = ROLES[arm % len(ROLES)] if test else "reference"
             label = f"{knob} {value:g}" if test else ("" if arm else "training")
             marks.append(Line(data["step"].values[there], curve[there], label, role))
     return Panel(

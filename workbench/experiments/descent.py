@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from workbench.dynamics.edge_of_stability import at_the_edge, rises
 from workbench.dynamics.gauges.gauge import Meter, Training
 from workbench.dynamics.gauges.sharpness import Sharpness
-from workbench.figure import AnyMark, Axis, Line, Panel, Role, Rule, fitting
+from workbench.figure import ROLES, AnyMark, Axis, Line, Panel, Rule, fitting
 from workbench.probe import Variable
 from workbench.zoo.training import Examples
 
@@ -37,7 +37,6 @@ VARIABLES = (
     Variable("loss_rises", ("arm",), "share of steps at which the loss rises: of those after the crossing, if any"),
 )
 """What descents yield; a checkpoint is a step at which the sharpness was read."""
-ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 
 
 class Descents:

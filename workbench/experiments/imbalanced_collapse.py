@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.experiments.experiment import Experiment, Verdict
-from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Points, Role, fitting
+from workbench.figure import ROLES, AnyMark, Axis, Figure, Line, Panel, Points, fitting
 from workbench.numerics.orthogonal_frame import OrthogonalFrame, orthogonal_frame
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Reading, Value, Variable
@@ -25,7 +25,6 @@ from workbench.subject import Subject
 CHUNK = 20
 """L-BFGS iterations between two evaluations."""
 _MEMORY = 10
-_ROLES: tuple[Role, ...] = ("main", "second", "third", "fourth")
 _NAMES = ("balanced", "imbalanced", "deep", "rare")
 
 
@@ -167,7 +166,7 @@ class ImbalancedCollapse(Experiment):
         """Rows' lengths over class sizes beside the closed form, and the loss above its least over iterations."""
         marks: list[AnyMark] = []
         curves: list[AnyMark] = []
-        for k, (name, role) in enumerate(zip(_NAMES, _ROLES, strict=True)):
+        for k, (name, role) in enumerate(zip(_NAMES, ROLES, strict=True)):
             one = data.isel(arm=k)
             marks.append(Line(one.class_.values, one.theory_row_norm.values, f"{name}: minimum", role))
             marks.append(Points(one.class_.values, one.row_norm.values, role=role))
