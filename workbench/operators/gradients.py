@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from workbench.data import Batch
 from workbench.numerics.basis import dot
 from workbench.operators.gauss_newton import Bend, OutputCurvature, OutputGraph
+from workbench.operators.graphs import pull, zeros_like
+from workbench.shell import precise
 from workbench.subject import Subject
 
 
@@ -77,6 +79,22 @@ class GradientCovariance(EmpiricalFisher):
             self.mean.along = dot(self.gradient, vector.double()).to(self.dtype)
             found += super()._products([vector])
         return [product.mul_(self.subject.examples / (self.subject.examples - 1)) for product in found]
+
+
+def gradients_of_examples(subject: Subject) -> Iterator[Mapping[str, Tensor]]:
+    """∇ℓ_i of one example after another, by parameter; of a subject that :func:`check_apart` lets pass.
+
+    ℓ_i is what the example adds to the sum, so that their sum over ``total_weight`` is ∇L.
+    """
+    leaves = {name: p.detach().requires_grad_() for name, p in subject.params.items()}
+    params = list(leaves.values())
+    for batch in subject.batches(1):
+        with precise(subject.device), torch.enable_grad():
+            losses = subject.batch_losses(leaves, batch)
+            assert losses is not None  # refused before
+            found = [pull([loss], params, None) or zeros_like(params) for loss in losses]
+        for one in found:
+            yield dict(zip(leaves, one, strict=True))
 
 
 def check_apart(subject: Subject) -> None:

@@ -18,13 +18,11 @@ from workbench.numerics.curvature_rank import covered, mean_cosine, negative_par
 from workbench.numerics.density import spectral_measure
 from workbench.numerics.sampling import Draw
 from workbench.operators.curvature import Curvature
-from workbench.operators.gradients import check_apart
-from workbench.operators.graphs import pull, zeros_like
+from workbench.operators.gradients import check_apart, gradients_of_examples
 from workbench.operators.table import WORDS, OperatorName, curvature
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.selftest import test_bytes
-from workbench.shell import precise
 from workbench.spectra.opening import restricted
 from workbench.spectra.run import Aim, SpectralRun, padded
 from workbench.subject import Subject
@@ -248,13 +246,7 @@ class _Run:
 
 def _units(subject: Subject) -> Iterator[Tensor]:
     """The gradient of each example over its length, in float64; zero where it has none."""
-    leaves = {name: p.detach().requires_grad_() for name, p in subject.params.items()}
-    params = list(leaves.values())
-    for batch in subject.batches(1):
-        with precise(subject.device), torch.enable_grad():
-            losses = subject.batch_losses(leaves, batch)
-            assert losses is not None  # refused before
-            found = pull([losses.sum()], params, None) or zeros_like(params)
-        flat = subject.flatten(dict(zip(leaves, found, strict=True))).double()
+    for gradient in gradients_of_examples(subject):
+        flat = subject.flatten(gradient).double()
         length = norm(flat)
         yield flat / torch.where(length > 0, length, 1.0)

@@ -18,14 +18,12 @@ from workbench.numerics.noise_scale import Noise, NoiseSums
 from workbench.numerics.sampling import Draw
 from workbench.operators.blocks import Group, groups
 from workbench.operators.curvature import Curvature
-from workbench.operators.gradients import check_apart
-from workbench.operators.graphs import pull, zeros_like
+from workbench.operators.gradients import check_apart, gradients_of_examples
 from workbench.operators.preconditioned import Preconditioner, preconditioner
 from workbench.operators.table import WORDS, curvature
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range
 from workbench.selftest import self_test, test_bytes
-from workbench.shell import precise
 from workbench.subject import Subject
 
 FEWEST = 3
@@ -270,17 +268,9 @@ class _Run:
 
     def of_examples(self) -> Iterator[Mapping[str, Tensor]]:
         """One example after another."""
-        subject = self.subject
-        share = subject.examples / subject.total_weight
-        leaves = {name: p.detach().requires_grad_() for name, p in subject.params.items()}
-        params = list(leaves.values())
-        for batch in subject.batches(1):
-            with precise(subject.device), torch.enable_grad():
-                losses = subject.batch_losses(leaves, batch)
-                assert losses is not None  # refused before
-                for loss in losses:
-                    found = pull([loss], params, None) or zeros_like(params)
-                    yield {name: g * share for name, g in zip(leaves, found, strict=True)}
+        share = self.subject.examples / self.subject.total_weight
+        for gradient in gradients_of_examples(self.subject):
+            yield {name: g * share for name, g in gradient.items()}
 
     def of_batches(self) -> Iterator[Mapping[str, Tensor]]:
         """Disjoint batches at random, the same ones each time."""
@@ -338,7 +328,7 @@ class _Run:
             words += [f"of (ηP⁻¹)^(1/2) g, preconditioned by {self.scaling.words}", *self.scaling.notes]
         if self.matrix is not None:
             words += [f"directions are weighted by {WORDS[self.probe.curvature]}", *self.tested]
-        return (*subject.notes, f"on {subject.examples} of {subject.available or 'unknown'} examples", *words)
+        return (*subject.notes, subject.on, *words)
 
 
 def _named(noise: Noise) -> dict[str, Any]:
