@@ -80,9 +80,8 @@ def trainings(
 def train(recipe: Callable[..., Any], settings: dict[str, Any], folder: str) -> Outcome:
     """Run by a worker: one training, unless it was finished under these settings before; errors become words."""
     began, mark = time.perf_counter(), Path(folder) / FINISHED
-    name = getattr(
-        recipe, "__qualname__", type(recipe).__qualname__
-    )  # without its module, which a script calls __main__
+    # Without its module, which a script calls __main__.
+    name = getattr(recipe, "__qualname__", type(recipe).__qualname__)
     wanted = digest(name, json.dumps(settings, sort_keys=True))
     if mark.exists() and json.loads(mark.read_text()).get("digest") == wanted:
         return Outcome("stored", wanted, 0.0, "", os.getpid())

@@ -15,6 +15,7 @@ from scipy import optimize, signal, stats
 
 from workbench.dynamics.labels import missing, trajectories
 from workbench.figure import ROLES, AnyMark, Axis, Figure, Line, Panel, Text
+from workbench.numerics.crossings import known
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Look, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
@@ -200,9 +201,8 @@ def _off(predicted: Floats, recorded: Floats) -> Floats:
 
 def _known(run: Trajectory, name: str) -> tuple[NDArray[np.int64], Floats]:
     """The steps at which a scalar was recorded, and its values."""
-    values = run.scalars[name].to_numpy(dtype=np.float64)
-    known = ~np.isnan(values)
-    return run.scalars.index.to_numpy(dtype=np.int64)[known], values[known]
+    at, values = known(run.scalars.index, run.scalars[name])
+    return at.astype(np.int64), values
 
 
 def _rates(label: str, run: Trajectory, last: int) -> Floats:

@@ -66,7 +66,6 @@ class Watch:
         self._posts: list[_Post] = []
         self._hooks: list[Any] = []
         self._training: Training | None = None
-
         plain = [one.steps for one in self.schedules if isinstance(one, Every)]
         self._periods = tuple(set(plain)) if len(plain) == len(self._gauges) else None
 

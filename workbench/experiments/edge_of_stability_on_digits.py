@@ -26,7 +26,7 @@ from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range, Slow
-from workbench.zoo.digits import standardised
+from workbench.zoo.digits import IMAGES, standardised
 from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples
 
@@ -82,7 +82,7 @@ class EdgeOfStabilityOnDigits(Experiment):
     ] = "tanh"
     width: Annotated[int, Range(1, 2048, soft=(16, 256)), Doc("Units of each hidden layer."), Slow()] = 64
     depth: Annotated[int, Range(1, 10, soft=(1, 5)), Doc("Hidden layers."), Slow()] = 3
-    examples: Annotated[int, Range(2, 1797, soft=(100, 1797)), Doc("Digits to learn."), Slow()] = 500
+    examples: Annotated[int, Range(2, IMAGES, soft=(100, IMAGES)), Doc("Digits to learn."), Slow()] = 500
     steps: Annotated[int, Range(2, 200_000, soft=(200, 10_000)), Doc("Steps of each arm."), Slow()] = 2500
     every: Annotated[int, Range(1, 10_000, soft=(5, 200)), Doc("Steps between sharpness readings."), Slow()] = 50
 
@@ -113,7 +113,9 @@ class EdgeOfStabilityOnDigits(Experiment):
         return inputs, functional.one_hot(labels, CLASSES).to(inputs.dtype)
 
     def _report(self, curves: Descents, done: float) -> Reading:
-        notes = (f"on {self.examples} of 1797 digits, pixels standardised; ratio_late is of the last {LATE} readings",)
+        notes = (
+            f"on {self.examples} of {IMAGES} digits, pixels standardised; ratio_late is of the last {LATE} readings",
+        )
         coords = {"arm": np.array(self.rates)} | curves.coords
         return self.reading(done, curves.now(), coords=coords, converged=done == 1, notes=notes)
 

@@ -18,7 +18,7 @@ from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range, Slow
-from workbench.zoo.digits import standardised
+from workbench.zoo.digits import IMAGES, standardised
 from workbench.zoo.interventions import ContinualBackprop, NormProjection, WeightPenalty, normalised_dense
 from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples
@@ -75,8 +75,8 @@ class LossOfPlasticity(Experiment):
     most_kept: ClassVar[float] = 0.75
 
     tasks: Annotated[int, Range(4, 10_000, soft=(20, 400)), Doc("Tasks, each with its permutation."), Slow()] = 150
-    examples: Annotated[int, Range(4, 1797, soft=(200, 1797)), Doc("Digits in a task, seen once."), Slow()] = 1400
-    batch: Annotated[int, Range(1, 1797, soft=(8, 128)), Doc("Examples in a batch."), Slow()] = 32
+    examples: Annotated[int, Range(4, IMAGES, soft=(200, IMAGES)), Doc("Digits in a task, seen once."), Slow()] = 1400
+    batch: Annotated[int, Range(1, IMAGES, soft=(8, 128)), Doc("Examples in a batch."), Slow()] = 32
     width: Annotated[int, Range(1, 4096, soft=(16, 256)), Doc("Units of each hidden layer."), Slow()] = 64
     depth: Annotated[int, Range(1, 20, soft=(1, 6)), Doc("Hidden layers."), Slow()] = 3
     lr: Annotated[float, Range(1e-6, 10.0, log=True, soft=(1e-4, 0.03)), Doc("Learning rate of Adam."), Slow()] = 1.2e-2
@@ -203,7 +203,7 @@ class LossOfPlasticity(Experiment):
         """Data, weights with Adam's moments, and the activations of a task."""
         weights = _PIXELS * self.width + (self.depth - 1) * self.width**2 + _CLASSES * self.width
         steps = len(self.arms) * self.tasks * -(-self.examples // self.batch)
-        held = 4 * (4 * len(self.arms) * weights + _PIXELS * 1797 + 4 * self.examples * self.depth * self.width)
+        held = 4 * (4 * len(self.arms) * weights + _PIXELS * IMAGES + 4 * self.examples * self.depth * self.width)
         return Cost(held, steps, f"{steps} steps of a small net")
 
 

@@ -18,7 +18,7 @@ from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.schema import Doc, Range, Slow
-from workbench.zoo.digits import standardised
+from workbench.zoo.digits import IMAGES, standardised
 from workbench.zoo.interventions import NormProjection, normalised_dense
 from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples
@@ -65,8 +65,8 @@ class NormalizeAndProject(Experiment):
 
     tasks: Annotated[int, Range(4, 10_000, soft=(10, 100)), Doc("Tasks, each with new random labels."), Slow()] = 40
     epochs: Annotated[int, Range(1, 10_000, soft=(5, 100)), Doc("Epochs for each task."), Slow()] = 30
-    examples: Annotated[int, Range(4, 1797, soft=(64, 1024)), Doc("Digits whose labels are learned."), Slow()] = 256
-    batch: Annotated[int, Range(1, 1797, soft=(16, 256)), Doc("Examples in a batch."), Slow()] = 64
+    examples: Annotated[int, Range(4, IMAGES, soft=(64, 1024)), Doc("Digits whose labels are learned."), Slow()] = 256
+    batch: Annotated[int, Range(1, IMAGES, soft=(16, 256)), Doc("Examples in a batch."), Slow()] = 64
     width: Annotated[int, Range(1, 4096, soft=(16, 256)), Doc("Units of each hidden layer."), Slow()] = 64
     depth: Annotated[int, Range(1, 20, soft=(1, 6)), Doc("Hidden layers."), Slow()] = 3
     lr: Annotated[float, Range(1e-6, 10.0, log=True, soft=(1e-4, 0.03)), Doc("Learning rate of Adam."), Slow()] = 3e-3
@@ -138,7 +138,7 @@ class NormalizeAndProject(Experiment):
         """Data, weights with Adam's moments, and one batch's activations."""
         weights = 64 * self.width + (self.depth - 1) * self.width**2 + _CLASSES * self.width
         steps = len(ROLES) * self.tasks * self.epochs * -(-self.examples // self.batch)
-        held = 4 * (4 * len(ROLES) * weights + 64 * 1797 + 4 * self.examples * (64 + self.depth * self.width))
+        held = 4 * (4 * len(ROLES) * weights + 64 * IMAGES + 4 * self.examples * (64 + self.depth * self.width))
         return Cost(held, steps, f"{steps} steps of a small net")
 
 

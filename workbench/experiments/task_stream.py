@@ -16,6 +16,7 @@ from workbench.dynamics.gauges.gauge import Training
 from workbench.dynamics.gauges.norms import EffectiveRate
 from workbench.dynamics.plasticity import Plasticity
 from workbench.figure import AnyMark, Axis, Line, Panel, Role
+from workbench.numerics.stats import error_of_mean
 from workbench.probe import Variable
 from workbench.sources import Held
 from workbench.trajectory import Trajectory
@@ -202,7 +203,7 @@ class TaskStream:
         scores, tenth = self.values[self.score], max(self.tasks // 10, 2)
         for end, part in (("first", scores[:, :tenth]), ("last", scores[:, -tenth:])):
             self.values[f"{end}_accuracy"][:] = part.mean(1)
-            self.values[f"{end}_accuracy_error"][:] = part.std(1, ddof=1) / tenth**0.5
+            self.values[f"{end}_accuracy_error"][:] = error_of_mean(part.T)
 
 
 def signs(net: nn.Module, alike: nn.Module, data: Examples) -> dict[str, float]:

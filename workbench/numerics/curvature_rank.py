@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from workbench.numerics.density import Starts, spectral_measure, spectral_sum
 from workbench.numerics.krylov import Krylov
 from workbench.numerics.quadrature import Quadrature, gauss
+from workbench.numerics.stats import jackknife_error
 
 Floats = NDArray[np.float64]
 ROUNDING = 1e-12
@@ -106,4 +107,4 @@ def mean_cosine(along: Floats, squared: float) -> tuple[float, float]:
     if n < 3:
         return value, math.nan
     without = (squared - 2 * along + 1 - (n - 1)) / ((n - 1) * (n - 2))
-    return value, math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
+    return value, float(jackknife_error(without))
