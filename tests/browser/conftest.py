@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser.lab import FLAGS, Lab, chromium
+from browser.lab import FLAGS, PATIENCE, Lab, chromium
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +34,7 @@ def page(browser: Any) -> Iterator[Any]:
     """A fresh page of a fresh profile."""
     context = browser.new_context(viewport={"width": 1400, "height": 1250}, accept_downloads=True)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE)
     yield page
     context.close()
 

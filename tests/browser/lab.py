@@ -17,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "screenshots"
 CHROMIUM = ("chromium", "google-chrome", "chromium-browser")
+# Milliseconds after which a page is taken to hang: many times what a loaded machine needs.
+PATIENCE = 150_000
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run"),
@@ -153,7 +155,7 @@ class Lab:
 def open_notebook(page: Any, lab: Lab, notebook: str) -> None:
     """Open a notebook and wait until its kernel answers."""
     page.goto(lab.url(notebook))
-    page.wait_for_function(READY, timeout=90_000)
+    page.wait_for_function(READY, timeout=PATIENCE)
 
 
 def run_all(page: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.lab import environment, free_port, shoot, wait_for_http
+from browser.lab import PATIENCE, environment, free_port, shoot, wait_for_http
 
 pytestmark = pytest.mark.browser
 RECORD = """
@@ -65,7 +65,7 @@ def page(browser: Any, served: Served) -> Iterator[Any]:
     """One page for all steps; what it asks the network for is kept."""
     context = browser.new_context(viewport={"width": 1500, "height": 1200})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE)
     page.asked = []
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(served.url)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from browser import test_app
-from browser.lab import Lab, environment, free_port, open_notebook, run_all, shoot, wait_for_http
+from browser.lab import PATIENCE, Lab, environment, free_port, open_notebook, run_all, shoot, wait_for_http
 from browser.test_lab import CODE, DRAWN, FIGURE, choose, finished
 
 pytestmark = pytest.mark.browser
@@ -137,7 +137,7 @@ def step(page: Any) -> int:
     return int(page.locator(".wb-step.bk-Div >> .bk-clearfix").inner_text().split(":")[-1])
 
 
-def until(true: Any, seconds: float = 60) -> None:
+def until(true: Any, seconds: float = PATIENCE / 1000) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen"

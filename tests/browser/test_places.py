@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser.lab import Lab, ask_kernel, open_notebook, run_all, shoot
+from browser.lab import PATIENCE, Lab, ask_kernel, open_notebook, run_all, shoot
 from browser.test_lab import CODE, DONE, DRAWN, FIGURE, choose, finished
 
 pytestmark = pytest.mark.browser
@@ -41,7 +41,7 @@ def page(browser: Any, lab: Lab) -> Iterator[Any]:
     """One notebook for all steps, with a finished map in view."""
     context = browser.new_context(viewport={"width": 1500, "height": 1500})
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(PATIENCE)
     open_notebook(page, lab, lab.write("places.ipynb", OPEN))
     run_all(page)
     page.wait_for_function(DRAWN)
