@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from pictures import PICTURES, field, spectrum
 
 from workbench.draw.screen import describe, screen
 from workbench.draw.style import LOOKS, look
-from workbench.figure import Axis, Bars, Contour, Figure, Heat, Line, Panel, Points, Surface
+from workbench.figure import Axis, Bars, Contour, Figure, Heat, Line, Panel, Points, Surface, beside
 
 
 def arrays(value):
@@ -98,3 +99,36 @@ def test_a_mark_that_has_no_place_in_a_scene_is_refused():
 @pytest.mark.parametrize("mark", [Line([], []), Points([], []), Bars([], [])])
 def test_empty_marks_can_be_drawn(mark):
     assert screen(Figure((Panel((mark,), Axis("x"), Axis("y")),))).data
+
+
+def test_a_colour_bar_takes_no_width_from_panels_side_by_side():
+    together, alone = screen(PICTURES["landscape"]()), screen(field())
+    bar, axis = together.data[0].colorbar, together.layout.xaxis
+    height = together.layout.height - together.layout.margin.t - together.layout.margin.b
+    assert bar.orientation == "h"
+    assert (bar.x, bar.len) == (pytest.approx(np.mean(axis.domain)), pytest.approx(np.ptp(axis.domain)))
+    assert (together.layout.yaxis.domain[0] - bar.y) * height > 50, "the axis has its numbers and label between"
+    assert together.layout.margin.b + bar.y * height > 40, "and its own stand on the page"
+    assert alone.data[0].colorbar.orientation != "h"
+    assert alone.data[0].colorbar.x > alone.layout.xaxis.domain[1]
+
+
+def test_small_print_is_broken_between_its_parts():
+    parts = [f"part {i} " + "x" * (7 * i + 1) for i in range(9)]
+    one, many = (Figure(spectrum().panels, note=" · ".join(p)) for p in (parts[:1], parts))
+    text = screen(many).layout.annotations[-1].text
+    lines = text.split("<br>")
+    assert " · ".join(lines) == " · ".join(parts)
+    assert 1 < len(lines) < len(parts)
+    assert max(map(len, lines)) <= 100
+    grown = screen(many).layout, screen(one).layout
+    assert grown[0].height - grown[1].height == grown[0].margin.b - grown[1].margin.b == 18 * (len(lines) - 1)
+
+
+def test_legends_that_fit_stay_with_their_panels():
+    figure = PICTURES["curves"]()
+    named = [t for t in screen(beside({"a": figure, "b": spectrum()})).data if t.name]
+    assert len({t.legend for t in named}) == 1, "four panels with long names share a legend"
+    both = dataclasses.replace(figure, panels=(figure.panels[0], figure.panels[0]))
+    assert {t.legend for t in screen(both).data if t.name} == {"legend", "legend2"}
+    assert all(t.showlegend for t in screen(both).data if t.name)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from workbench.draw.layout import places
+from workbench.draw.legends import common_legend
 from workbench.draw.screen_fields import field_traces
 from workbench.draw.screen_layout import layout_of
 from workbench.draw.screen_marks import traces
@@ -32,8 +33,8 @@ def describe(figure: Figure) -> tuple[list[Trace], dict[str, Any]]:
     """Traces and layout as plain dicts, for :func:`screen` and for figures that are updated in place."""
     spots = places(figure)
     stages = [Stage(sheet(p), n, spot) for n, (p, spot) in enumerate(zip(figure.panels, spots, strict=True), 1)]
-    made = [trace for stage in stages for mark in stage.sheet.panel.marks for trace in _traces(mark, stage)]
-    return [_whole(t) for t in made], layout_of(figure, stages)
+    made = [_whole(t) for stage in stages for mark in stage.sheet.panel.marks for t in _traces(mark, stage)]
+    return made, layout_of(figure, stages, common_legend(made, stages))
 
 
 def _traces(mark: AnyMark, stage: Stage) -> list[Trace]:

@@ -96,21 +96,32 @@ def _name(stage: Stage) -> str:
 
 
 def _bar(stage: Stage) -> Trace:
-    page, place = stage.sheet, stage.place
+    page = stage.sheet
     values = [float(v) for v in page.height.ticks()]
-    return {
-        "x": place.right + 0.008,
-        "xanchor": "left",
-        "y": 0.5 * (place.bottom + place.top),
-        "len": place.top - place.bottom,
+    numbers = {
         "lenmode": "fraction",
         "thickness": 14,
         "outlinewidth": 0,
-        "ypad": 0,
         "tickvals": page.colour_place(values).tolist(),
         "ticktext": tick_texts(page.height, values, "html"),
-        "title": {"text": plain_words(page.height), "side": "right", "font": {"size": 12}},
     }
+    return numbers | (_bar_beside(stage) if stage.place.bar is None else _bar_below(stage, stage.place.bar))
+
+
+def _bar_beside(stage: Stage) -> Trace:
+    place = stage.place
+    across = {"x": place.right + 0.008, "xanchor": "left"}
+    along = {"y": 0.5 * (place.bottom + place.top), "len": place.top - place.bottom, "ypad": 0}
+    title = {"text": plain_words(stage.sheet.height), "side": "right", "font": {"size": 12}}
+    return across | along | {"title": title}
+
+
+def _bar_below(stage: Stage, top: float) -> Trace:
+    """Its words are an annotation: Plotly sets them between the numbers."""
+    place = stage.place
+    across = {"x": 0.5 * (place.left + place.right), "len": place.right - place.left, "xpad": 0}
+    along = {"y": top, "yanchor": "top", "ypad": 0, "thickness": 10}
+    return across | along | {"orientation": "h"}
 
 
 def _hatch(pieces: list[Any], stage: Stage) -> Trace:

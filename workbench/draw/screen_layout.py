@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.draw.layout import EDGE, FOOT, HEAD, NOTE, height_of
+from workbench.draw.layout import EDGE, HEAD, NOTE, foot_of, height_of, note_lines
+from workbench.draw.legends import LINE, lines
 from workbench.draw.rulers import Ruler
 from workbench.draw.screen_marks import pen
 from workbench.draw.stage import GRID, INK, Stage, plain, plain_words, screen_values
@@ -13,28 +14,32 @@ from workbench.draw.words import tick_texts
 from workbench.figure import Bars, Figure, Rule
 
 _FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
-_TITLE = 30
+_TITLE, _CAPTION = 30, 38
 MESH = "rgb(150,157,164)"
 
 
-def layout_of(figure: Figure, stages: list[Stage]) -> dict[str, Any]:
-    """The layout of a figure whose panels stand on ``stages``."""
-    top = HEAD + (_TITLE if figure.title else 0)
+def layout_of(figure: Figure, stages: list[Stage], common: list[str]) -> dict[str, Any]:
+    """The layout of a figure whose panels stand on ``stages``; ``common`` are the names of a legend for all of them."""
+    title = _TITLE if figure.title else 0
+    top = title + (_CAPTION + LINE * lines(common) if common else HEAD)
     layout: dict[str, Any] = {
         "template": template(),
-        "height": height_of(figure) + (_TITLE if figure.title else 0),
-        "margin": {"l": EDGE, "r": 16, "t": top, "b": FOOT + (NOTE if figure.note else 0)},
+        "height": top + height_of(figure),
+        "margin": {"l": EDGE, "r": 16, "t": top, "b": foot_of(figure)},
         "autosize": True,
         "uirevision": "workbench",
         "barmode": "overlay",
-        "annotations": _annotations(figure, stages),
+        "annotations": _annotations(figure, stages, bool(common)),
         "shapes": [_rule(m, s) for s in stages for m in s.sheet.panel.marks if isinstance(m, Rule) and not s.solid],
         "title": {"text": plain(figure.title), "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container"},
     }
     layout["title"] |= {"yanchor": "top", "pad": {"t": 10}, "font": {"size": 15}}
-    for stage in stages:
-        layout |= _scene(stage) if stage.solid else _axes(stage)
+    for left, stage in zip([None, *stages], stages, strict=False):
+        layout |= _scene(stage, stages) if stage.solid else _axes(stage, left)
         layout[f"legend{stage.suffix}"] = _legend_place(stage)
+    if common:
+        place = {"x": 0.0, "y": 1 - title / layout["height"], "yref": "container", "yanchor": "top"}
+        layout["legend"] |= place | {"tracegroupgap": 0}
     return layout
 
 
@@ -66,20 +71,29 @@ def template() -> dict[str, Any]:
     return {"layout": layout}
 
 
-def _axes(stage: Stage) -> dict[str, Any]:
+def _axes(stage: Stage, left: Stage | None) -> dict[str, Any]:
     page, place, s = stage.sheet, stage.place, stage.suffix
     x = _axis(page.x, ", ") | {"domain": [place.left, place.right], "anchor": f"y{s}"}
     y = _axis(page.y, "<br>") | {"domain": [place.bottom, place.top], "anchor": f"x{s}"}
+    if left is not None and _says_the_same(left, stage):
+        y["title"] = {"text": ""}
     named = next((m for m in page.panel.marks if isinstance(m, Bars) and m.names), None)
     if named is not None:
         places = screen_values(page.x, named.x).tolist()
         x |= {"tickmode": "array", "tickvals": places, "ticktext": [plain(n) for n in named.names], "showgrid": False}
     if page.panel.square:
         y |= {"scaleanchor": f"x{s}", "constrain": "domain"}
-        x |= {"constrain": "domain", "constraintoward": "right"}
+        x |= {"constrain": "domain", "constraintoward": "right" if place.bar is None else "center"}
+        y |= {"constraintoward": "middle" if place.bar is None else "bottom"}
     if page.field is not None:
         x, y = x | {"showgrid": False}, y | {"showgrid": False}
     return {f"xaxis{s}": x, f"yaxis{s}": y}
+
+
+def _says_the_same(left: Stage, stage: Stage) -> bool:
+    """Whether the panel before stands at the left in the same row and names its vertical axis alike."""
+    beside = left.place.top == stage.place.top and not left.solid
+    return beside and plain_words(left.sheet.y) == plain_words(stage.sheet.y)
 
 
 def _axis(r: Ruler, between: str) -> dict[str, Any]:
@@ -97,13 +111,16 @@ def _ticks(r: Ruler) -> dict[str, Any]:
     return found | {"ticktext": tick_texts(r, values, "html")}
 
 
-def _scene(stage: Stage) -> dict[str, Any]:
+def _scene(stage: Stage, stages: list[Stage]) -> dict[str, Any]:
     """A scene keeps the camera that a person chose, because its revision never changes."""
     page, place = stage.sheet, stage.place
-    far = 1.0 if place.right - place.left > 0.6 else 1.6
+    far = 1.0 if place.right - place.left > 0.6 else 1.2
     sides = {"xaxis": page.x, "yaxis": page.y, "zaxis": page.height}
-    scene = {name: _side(r) for name, r in sides.items()} | {
-        "domain": {"x": [place.left, place.right], "y": [place.bottom, place.top]},
+    named = {name: _side(r) for name, r in sides.items()}
+    if any(_has_bar(s) and plain_words(s.sheet.height) == plain_words(page.height) for s in stages):
+        named["zaxis"]["title"] = {"text": ""}  # the colour bar says it; in a narrow scene it would be cut off
+    scene = named | {
+        "domain": {"x": [place.left - 0.7 * place.free, place.right], "y": [place.bottom, place.top]},
         "uirevision": "camera",
         "camera": {"eye": {"x": 1.45 * far, "y": -1.55 * far, "z": 0.95 * far}, "center": {"x": 0, "y": 0, "z": -0.14}},
         "aspectmode": "manual",
@@ -144,25 +161,39 @@ def _rule(mark: Rule, stage: Stage) -> dict[str, Any]:
     return line | {"x0": 0, "x1": 1, "y0": at, "y1": at, "xref": f"x{s} domain", "yref": f"y{s}"}
 
 
-def _annotations(figure: Figure, stages: list[Stage]) -> list[dict[str, Any]]:
-    found = [_caption(s) for s in stages if s.sheet.panel.title]
-    if figure.note:
+def _annotations(figure: Figure, stages: list[Stage], common: bool) -> list[dict[str, Any]]:
+    found = [_caption(s, common) for s in stages if s.sheet.panel.title]
+    found += [_bar_words(s, s.place.bar) for s in stages if s.place.bar is not None and _has_bar(s)]
+    if lines := note_lines(figure):
         place = {
             "x": 1,
             "xanchor": "right",
             "y": 0,
             "yanchor": "top",
-            "yshift": -FOOT,
+            "yshift": NOTE * len(lines) - foot_of(figure),
             "xref": "paper",
             "yref": "paper",
         }
-        found.append(place | {"text": plain(figure.note), "font": {"size": 11}, "showarrow": False})
+        words = {"text": "<br>".join(plain(line) for line in lines), "align": "right"}
+        found.append(place | words | {"font": {"size": 11}, "showarrow": False})
     return found
 
 
-def _caption(stage: Stage) -> dict[str, Any]:
+def _has_bar(stage: Stage) -> bool:
+    return stage.sheet.field is not None and not stage.solid
+
+
+def _bar_words(stage: Stage, top: float) -> dict[str, Any]:
+    """What a colour bar below a panel measures."""
+    middle = 0.5 * (stage.place.left + stage.place.right)
+    place = {"x": middle, "y": top, "xanchor": "center", "yanchor": "top", "xref": "paper", "yref": "paper"}
+    words = {"text": plain_words(stage.sheet.height), "font": {"size": 12}, "showarrow": False}
+    return place | words | {"yshift": -27}
+
+
+def _caption(stage: Stage, common: bool) -> dict[str, Any]:
     """The title of a panel, above its legend where it has one."""
-    labelled = any(getattr(m, "label", "") and not isinstance(m, Rule) for m in stage.sheet.panel.marks)
+    labelled = not common and any(getattr(m, "label", "") and not isinstance(m, Rule) for m in stage.sheet.panel.marks)
     place = {"x": stage.place.left, "y": stage.place.top, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
     shift = {"yshift": 24 if labelled else 5, "xref": "paper", "yref": "paper"}
     return place | shift | {"text": plain(stage.sheet.panel.title), "font": {"size": 13}}
