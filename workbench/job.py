@@ -16,8 +16,11 @@ from workbench.board import Board, JobState, words_of
 from workbench.probe import Probe, Reading, drive
 from workbench.store import Store
 
-PATIENCE = 1.0
-"""Seconds for which a front end that has not acknowledged the last reading can hold back the next one."""
+PATIENCE = 5.0
+"""Seconds for which a front end that has not acknowledged the last reading can hold back the next one.
+
+Long enough for a slow page to draw: one that is given pictures faster than it draws them answers no click any more.
+"""
 CHEAP = 16 * 2**20
 """Bytes up to which an unfinished reading is kept."""
 
@@ -68,7 +71,7 @@ class Job:
         store: asked first and given what is finished. None: the default store; False: none.
         interval: seconds between delivered readings.
         debounce: seconds by which a submit that follows closely on another waits for a still later one.
-        ready: says whether the front end has drawn the last reading; it holds the next back for a second at most.
+        ready: says whether the front end has drawn the last reading; it holds the next back for some seconds at most.
 
     What a callback raises stops nothing; it is said in ``state.message``. What a probe raises makes the state "failed"
     and is raised again by ``wait``. A step of a probe cannot be interrupted: cancelling acts at its next reading.
