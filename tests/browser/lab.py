@@ -67,7 +67,7 @@ def environment(home: Path) -> dict[str, str]:
     return dict(os.environ) | {k: str(v) for k, v in own.items()} | {"OMP_NUM_THREADS": "1"}
 
 
-def wait_for_http(url: str, process: subprocess.Popen[Any], log: Path, seconds: float = 60) -> None:
+def wait_for_http(url: str, process: subprocess.Popen[Any], log: Path, seconds: float = PATIENCE / 1000) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:

@@ -44,7 +44,7 @@ class Served:
     def __init__(self, home: Path) -> None:
         self.runs, self.port, self.log = home / "runs", free_port(), home / "serve.log"
         env = environment(home) | {"WORKBENCH_STORE": ""}
-        subprocess.run([sys.executable, "-c", RECORD, str(self.runs)], env=env, check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", RECORD, str(self.runs)], env=env, check=True, timeout=250)
         command = [sys.executable, "-c", SERVE, str(self.runs), str(self.port)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log)

@@ -17,6 +17,6 @@ assert "jsonschema" in sys.modules
 
 
 def test_the_heavy_import_waits_until_plotly_itself_needs_it() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert "application/vnd.plotly.v1+json" in done.stdout
