@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from workbench.figure import Axis, Bars, Figure, Line, Panel, Points, Rule
 from workbench.numerics.kernel_ridge import KernelRidge
 from workbench.numerics.ridge import Scores
 from workbench.numerics.sampling import Draw
-from workbench.operators.tangent_examples import picked, targets
+from workbench.operators.tangent_examples import answers, joint_targets, picked
 from workbench.operators.tangent_kernel import TangentKernel as Kernel
 from workbench.operators.tangent_named import OUTPUTS, Outputs, blocks, doubled, named, naming, reported
 from workbench.probe import Cost, Probe, Reading, Value, Variable
@@ -25,6 +26,10 @@ from workbench.subject import Subject
 
 WEAKEST, STRONGEST = -10.0, 2.0
 """Ridge strengths, as powers of ten of the mean eigenvalue."""
+_UNTOLD = (
+    "the loss does not tell above which output the network says yes, so its accuracy is nan; with loss='half_mse' or "
+    "'binary_cross_entropy_with_logits' it would"
+)
 _WORDS = {
     "kernel": "of the kernel",
     "network": "of the network",
@@ -46,14 +51,16 @@ class KernelRegression(Probe[Subject]):
     """Kernel ridge regression with the tangent kernel at these weights: what a network that stays lazy would reach.
 
     What it measures: f(x) = K(x, X) (K + δ I)⁻¹ Y on ``examples`` of the subject's examples X, with K the class-trace
-    kernel, the same for all outputs, or the full one; targets Y are one-hot less 1/C for classes, ±1 for one yes or no,
-    else the values. δ is the one, of ``strengths`` on a grid from 10⁻¹⁰ to 100 of K's mean eigenvalue, with the least
-    squared error ``left_out (strength)`` of each example predicted from all the others, exactly. On the held-out
-    examples: ``kernel_accuracy`` for classes, ``kernel_loss`` = mean of ½‖f - y‖² with the y above, and
-    ``network_accuracy`` and (for values) ``network_loss`` of the network as it stands; ``chance`` is the accuracy of
-    the most frequent class, ``constant_loss`` the loss of the mean target. With ``keep_start``, Y - f₀(X) is
-    fitted and f₀ added again, f₀ the network's own outputs: where gradient descent on the linearised network would go
-    from here.
+    kernel, the same for all outputs, or the full one; targets Y are one-hot less 1/C for classes, ±1 for one yes or no
+    (targets of 0 and 1, or -1 and 1, for a single output), else the values. δ is the one, of ``strengths`` on a grid
+    from 10⁻¹⁰ to 100 of K's mean eigenvalue, with the least squared error ``left_out (strength)`` of each example
+    predicted from all the others, exactly. On the held-out examples: ``kernel_loss`` = mean of ½‖f - y‖² with the y
+    above; ``kernel_accuracy`` for classes (the largest f) and for one yes or no (yes for f > 0);
+    ``network_accuracy`` and (unless outputs are logits) ``network_loss`` of the network as it stands; ``chance`` is the
+    accuracy of the class most frequent among the fitted ones, ``constant_loss`` the loss of the mean target. A network
+    says yes above 0 where its output is a logit or learns ±1, above ½ where it learns 0 and 1: then it is taken as
+    2f - 1. With ``keep_start``, Y - f₀(X) is fitted and f₀ added again, f₀ the network's own outputs: where gradient
+    descent on the linearised network would go from here.
 
     How to read it: of the initial weights it is the lazy baseline; a trained network that is no better learned no
     features that help. Of trained weights it says what the learned kernel is worth: where it reaches the network's
@@ -64,7 +71,9 @@ class KernelRegression(Probe[Subject]):
 
     When it misleads: the network saw all its training examples and the kernel only n of them: raise ``examples`` before
     calling the kernel worse. The offset is what the kernel makes of it (biases). Squared error on one-hot targets is
-    not what a network with cross-entropy minimises. Held-out examples beyond ``held_out_examples`` are not used.
+    not what a network with cross-entropy minimises. Held-out examples beyond ``held_out_examples`` are not used; of yes
+    and no they are taken as they come, not equally many. Of a loss of your own for 0 and 1 it may not be known where
+    the network says yes: its accuracy is nan.
 
     Errors: standard errors and 95 % intervals (Wilson's for accuracies) over held-out examples, for these fitted
     examples. The strength is chosen without the held-out ones.
@@ -162,23 +171,26 @@ class _Run:
     def __init__(self, probe: KernelRegression, fit: Subject, test: Subject) -> None:
         self.probe, self.fit, self.test = probe, fit, test
         self.kernel, self.other = Kernel(fit), Kernel(test)
-        y, aim = (targets(s, self.kernel.outputs) for s in (fit, test))
+        y, aim = joint_targets((fit, test), self.kernel.outputs)
         if y is None or aim is None:
             raise ValueError(
                 f"the targets are not {self.kernel.outputs} numbers or one class an example, which a regression of "
                 f"{self.kernel.outputs} outputs can fit; give class numbers, or values of the outputs' shape."
             )
-        self.classes = fit.classes is not None
+        self.classes, self.answers = fit.classes is not None, answers((fit, test), self.kernel.outputs)
         shift = 1 / y.shape[1] if self.classes else 0.0
         self.y, self.aim = y - shift, aim - shift
-        self.starts = [s.outputs().detach().double().reshape(len(t), -1) for s, t in ((fit, y), (test, aim))]
+        starts = (s.outputs().detach().double().reshape(len(t), -1) for s, t in ((fit, y), (test, aim)))
+        self.starts = [self.answers.centred(f) if self.answers else f for f in starts]
         gap = self.kernel.check()
+        self.told = self.answers is None or not math.isnan(self.answers.above)
         self.values: dict[str, Any] = {"used_examples": len(y), "tested_examples": len(aim), "parameters": fit.size}
         self.ratios = np.logspace(WEAKEST, STRONGEST, probe.strengths)
         self.notes = (
             *fit.notes,
             fit.on,
             f"products on a few examples differ from the kernel by {gap:.0e}",
+            *([] if self.told else [_UNTOLD]),
         )
 
     def measured(self) -> Iterator[Reading]:
@@ -196,7 +208,7 @@ class _Run:
         self.put("held_out", [_squared(f - self.aim) for f in found])
         best = int(np.argmin(self.values["left_out"]))
         self.values |= {"ridge_ratio": self.ratios[best], "ridge": self.ratios[best] * ridge.scale}
-        self.score("kernel", found[best])
+        self.score("kernel", found[best], self.told or not self.probe.keep_start)
         if best in (0, len(self.ratios) - 1):
             self.notes += (f"the chosen strength is at an end of the grid, {self.ratios[best]:.0e} of the mean",)
         yield self.report(1.0)
@@ -206,22 +218,23 @@ class _Run:
         for name, subject in (("train_loss", self.fit), ("held_out_loss", self.test)):
             found = subject.evaluate(None, ("loss",))
             self.values |= {name: found["loss"], f"{name}_error": found["loss_error"]}
-        self.score("network", self.starts[1])
+        self.score("network", self.starts[1], self.told)
         constant = _squared(self.y.mean(0) - self.aim)
         self.values["constant_loss"] = float(constant.mean())
-        if self.classes:
-            most = self.y.mean(0).argmax()
-            self.values["chance"] = float((self.aim.argmax(1) == most).double().mean())
-            # Logits are on no scale on which one-hot targets would be.
+        if self.classes or self.answers:
+            most = _choices(self.y.mean(0, keepdim=True)).argmax()
+            self.values["chance"] = float((_choices(self.aim).argmax(1) == most).double().mean())
+        if self.classes or (self.answers and not self.answers.on_scale):
+            # Logits are on no scale on which one-hot targets, or ±1, would be.
             self.values |= {"network_loss": math.nan, "network_loss_error": math.nan}
 
-    def score(self, whose: str, outputs: Tensor) -> None:
-        """Accuracy and squared error of outputs on the held-out examples."""
+    def score(self, whose: str, outputs: Tensor, told: bool = True) -> None:
+        """Squared error of outputs on the held-out examples, and accuracy where it is ``told`` what they decide."""
         loss = _squared(outputs - self.aim)
         self.values |= {f"{whose}_loss": float(loss.mean()), f"{whose}_loss_error": _error(loss)}
-        if self.classes:
+        if told and (self.classes or self.answers) and bool(outputs.isfinite().all()):
             scores = Scores.empty(1, outputs.device)
-            scores.add(0, outputs, self.aim, self.y.mean(0))
+            scores.add(0, _choices(outputs), _choices(self.aim), _choices(self.y).mean(0))
             for end, value in zip(("", "_error", "_low", "_high"), scores.accuracy(0), strict=True):
                 self.values[f"{whose}_accuracy{end}"] = value
 
@@ -241,6 +254,11 @@ class _Run:
             done, self.values, coords={"strength": self.ratios}, converged=done >= 1 and known, notes=self.notes
         )
         return naming(made, named(self.kernel, self.probe.outputs))
+
+
+def _choices(outputs: Tensor) -> Tensor:
+    """Scores (n, C) whose largest is the choice: a single output beside the 0 that it has to exceed for yes."""
+    return F.pad(outputs, (1, 0)) if outputs.shape[1] == 1 else outputs
 
 
 def _squared(residual: Tensor) -> Tensor:
