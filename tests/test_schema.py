@@ -29,7 +29,9 @@ class Every:
     radius: Annotated[float, Range(1e-3, 10.0, log=True, soft=(0.01, 1.0)), Doc("How far."), Slow()] = 0.05
     free: Annotated[float, Doc("Any number.")] = 0.0
     on: Annotated[bool, Doc("Whether.")] = True
-    law: Annotated[Literal["normal", "uniform"], Doc("Which."), Choice({"normal": "Gaussian"})] = "normal"
+    law: Annotated[
+        Literal["normal", "uniform"], Doc("Which."), Choice({"normal": "Gaussian"}, {"flat": "Say uniform."})
+    ] = "normal"
     order: Annotated[Literal[1, 2], Doc("Which order.")] = 1
     parts: Annotated[tuple[Literal["a", "b", "c"], ...], Doc("What to keep.")] = ("a", "b")
     layer: Annotated[str | None, Doc("Name of a layer.")] = None
@@ -134,6 +136,7 @@ def test_ranges_that_make_no_sense_are_refused() -> None:
         ({"free": math.inf}, ValueError, r"Every\.free must be finite; got inf"),
         ({"on": 1}, TypeError, "True or False; got 1"),
         ({"law": "cauchy"}, ValueError, r"must be one of 'normal', 'uniform'; got 'cauchy'"),
+        ({"law": "flat"}, ValueError, r"must be one of 'normal', 'uniform'; got 'flat'\. Say uniform\.$"),
         ({"order": 3}, ValueError, "must be one of 1, 2; got 3"),
         ({"parts": ["a"]}, TypeError, "must be a tuple out of"),
         ({"parts": ("a", "z")}, ValueError, "got 'z'"),

@@ -54,12 +54,16 @@ class Doc:
 
 @dataclass(frozen=True)
 class Choice:
-    """The words behind each value of a ``Literal`` setting: ``Choice({"filter": "each filter ..."})``."""
+    """The words behind each value of a ``Literal`` setting: ``Choice({"filter": "each filter ..."})``.
+
+    ``refused`` says of values that others like it have why it has not: the error ends with that.
+    """
 
     words: Mapping[str, str]
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     def __hash__(self) -> int:
-        return hash(tuple(self.words.items()))
+        return hash((*self.words.items(), *self.refused.items()))
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Field:
     range: Range | None = None
     choices: tuple[Any, ...] = ()
     choice_words: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     optional: bool = False
     live: bool = True
     display: bool = False
@@ -122,7 +127,7 @@ def _field(cls: type, f: dataclasses.Field[Any], hint: Any) -> Field:
         raise TypeError(
             f"{cls.__name__}.{f.name} has no words: add Doc('...') to its annotation; a person will read it."
         )
-    words = found[Choice].words if Choice in found else {}
+    choice = found.get(Choice, Choice({}))
     default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
     if default is dataclasses.MISSING:
         raise TypeError(f"{cls.__name__}.{f.name} has no default: every setting of a probe needs one.")
@@ -133,7 +138,8 @@ def _field(cls: type, f: dataclasses.Field[Any], hint: Any) -> Field:
         doc=found[Doc].words,
         range=found.get(Range),
         choices=choices,
-        choice_words=words,
+        choice_words=choice.words,
+        refused=choice.refused,
         optional=optional,
         live=Slow not in found,
         display=Display in found,
@@ -205,7 +211,9 @@ def _check_choice(where: str, f: Field, value: Any) -> None:
         raise TypeError(f"{where} must be a tuple out of {', '.join(map(repr, f.choices))}; got {value!r}.")
     for one in given:
         if one not in f.choices:
-            raise ValueError(f"{where} must be one of {', '.join(map(repr, f.choices))}; got {one!r}.")
+            why = f.refused.get(str(one), "")
+            words = f"{where} must be one of {', '.join(map(repr, f.choices))}; got {one!r}."
+            raise ValueError(f"{words} {why}".rstrip())
 
 
 def _wanted(f: Field) -> str:

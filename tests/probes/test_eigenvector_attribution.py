@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from workbench.numerics.operator import Operator
+from workbench.operators.attribution import forms
+from workbench.operators.fisher import SampledFisher
+from workbench.operators.preconditioned import Preconditioned
+from workbench.operators.table import curvature
 from workbench.probes.eigenvector_attribution import EigenvectorAttribution
 from workbench.subject import Subject
 
@@ -46,8 +53,13 @@ def examples(count: int = N) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.arange(count) % 3
 
 
-def hessians(model: nn.Module, x: torch.Tensor, y: torch.Tensor, operator: str = "hessian") -> np.ndarray:
-    """The curvature of each example's loss, (n, P, P), one dense matrix after another."""
+ALL = ["hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance"]
+
+
+def hessians(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, operator: str = "hessian", mean: torch.Tensor | None = None
+) -> np.ndarray:
+    """What each example adds to the curvature, (n, P, P), one dense matrix after another; ``mean`` of the gradients."""
     shapes = [(name, p.shape) for name, p in model.named_parameters()]
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -56,6 +68,16 @@ def hessians(model: nn.Module, x: torch.Tensor, y: torch.Tensor, operator: str =
         params = {name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
         return functional_call(model, params, (one[None],))[0]
 
+    def gradient(one: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.functional.jacobian(
+            lambda v: nn.functional.cross_entropy(outputs(v, one), label), flat
+        ).detach()
+
+    if operator in ("empirical_fisher", "gradient_covariance"):
+        rows = torch.stack([gradient(one, label) for one, label in zip(x, y, strict=True)])
+        centred, scale = operator == "gradient_covariance", len(x) / (len(x) - 1)
+        rows = (rows - (rows.mean(0) if mean is None else mean)) * scale**0.5 if centred else rows
+        return (rows[:, :, None] * rows[:, None]).numpy()
     found = []
     for one, label in zip(x, y, strict=True):
         if operator == "hessian":
@@ -64,6 +86,9 @@ def hessians(model: nn.Module, x: torch.Tensor, y: torch.Tensor, operator: str =
                     lambda v, one=one, label=label: nn.functional.cross_entropy(outputs(v, one), label), flat
                 )
             )
+        elif operator == "fisher":  # label by label, each by its probability
+            scores = [gradient(one, torch.tensor(c)) for c in range(3)]
+            found.append(sum(p * s[:, None] * s for p, s in zip(outputs(flat, one).softmax(0), scores, strict=True)))
         else:
             slope = torch.autograd.functional.jacobian(lambda v, one=one: outputs(v, one), flat)
             p = outputs(flat, one).softmax(0)
@@ -78,7 +103,7 @@ def parts(each: np.ndarray, rank: int) -> tuple[float, np.ndarray, np.ndarray]:
     return float(values[-rank]), v, np.einsum("p,npq,q->n", v, each, v)
 
 
-@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+@pytest.mark.parametrize("operator", ALL)
 @pytest.mark.parametrize("make", [dense, lambda: filled(Normed())], ids=["dense", "layernorm"])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_parts_are_those_of_a_loop_over_examples(operator: Any, make: Callable[[], nn.Module], rank: int) -> None:
@@ -143,18 +168,20 @@ def test_squares_of_projections_in_a_linear_regression() -> None:
     assert any("in the data given: 16, " in note for note in reading.notes)
 
 
-@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+@pytest.mark.parametrize("operator", ALL)
 def test_saliency_is_the_slope_of_the_contributions(operator: Any) -> None:
     model, (x, y) = filled(Normed()), examples()
     data = EigenvectorAttribution(operator=operator, tolerance=1e-6, inputs=True).run(Subject(model, (x, y))).data
     _, v, _ = parts(hessians(model, x, y, operator), 1)
     step, slopes = 1e-5, np.zeros((N, 3))
+    loss = nn.functional.cross_entropy(model(x), y)
+    mean = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     for j in range(3):
         ends = []
         for sign in (step, -step):
             moved = x.clone()
             moved[:, j] += sign
-            ends.append(np.einsum("p,npq,q->n", v, hessians(model, moved, y, operator), v))
+            ends.append(np.einsum("p,npq,q->n", v, hessians(model, moved, y, operator, mean), v))
         slopes[:, j] = (ends[0] - ends[1]) / (2 * step)
     assert data.saliency.values == pytest.approx(np.abs(slopes).mean(0), rel=1e-4)
     assert (data.saliency_error.values < 1e-6 * data.saliency.values).all()
@@ -179,7 +206,7 @@ def test_slopes_are_taken_in_float64_for_models_in_float32() -> None:
     assert (coarse.saliency_error.values < 1e-4 * coarse.saliency.values).all()
 
 
-@pytest.mark.parametrize("operator", ["hessian", "ggn"])
+@pytest.mark.parametrize("operator", ALL)
 def test_a_layers_own_block_is_told_from_what_is_between_layers(operator: Any) -> None:
     model, (x, y) = dense(), examples()
     data = EigenvectorAttribution(operator=operator, tolerance=1e-3, blocks=True).run(Subject(model, (x, y))).data
@@ -272,3 +299,102 @@ def test_in_a_cluster_the_parts_are_said_to_be_undetermined() -> None:
     assert any("one of many" in note for note in loose.notes)
     assert float(single.data.misalignment) < 1e-6
     assert single.data.contribution.values == pytest.approx([0, 0, 0.25])
+
+
+class Uneven(nn.Module):
+    """Words with a loss of class weights, or sequences of which some words do not count: W is not n."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm, self.head = nn.Embedding(5, 3), nn.LayerNorm(3), nn.Linear(3, 4)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.norm(self.table(words))))
+
+
+def uneven(seed: int, sequences: bool, operator: str) -> Subject:
+    rng = torch.Generator().manual_seed(seed)
+    shape = (9, 3) if sequences else (9,)
+    words, labels = torch.randint(5, shape, generator=rng), torch.randint(4, shape, generator=rng)
+    if sequences:
+        labels[torch.rand(shape, generator=rng) < 0.3] = -100
+        labels[0, 0] = 1
+    weights = None if operator == "fisher" else torch.tensor([0.3, 1.0, 2.0, 0.7], dtype=torch.float64)
+    loss = "cross_entropy" if sequences else nn.CrossEntropyLoss(weight=weights)
+    return Subject(filled(Uneven(), seed), (words, labels), loss=loss, batch_size=4)
+
+
+@pytest.mark.parametrize("operator", ALL)
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10_000), st.booleans())
+def test_parts_add_up_along_any_direction(operator: Any, seed: int, sequences: bool) -> None:
+    """Σ_i of what examples add is vᵀAv, rᵀAv and Av of the operator's own products, for any v and r."""
+    subject, rng = uneven(seed, sequences, operator), torch.Generator().manual_seed(seed + 1)
+    v, r = (torch.randn(subject.size, generator=rng, dtype=torch.float64) for _ in range(2))
+    with curvature(subject, operator) as matrix:
+        product = matrix.matvec(v)
+        found = [forms(matrix, batch, matrix.split(v), matrix.split(r)) for batch in subject.batches()]
+    weight = subject.total_weight
+    each, turned = torch.cat([f.each for f in found]), torch.cat([f.turned for f in found])
+    moved = sum(torch.cat([p.flatten() for p in f.product]) for f in found) / weight
+    size = float(v.norm() * product.norm())
+    assert len(each) == 9
+    assert float(each.sum()) / weight == pytest.approx(float(v @ product), abs=1e-10 * size)
+    assert float(turned.sum()) / weight == pytest.approx(float(r @ product), abs=1e-10 * size)
+    assert moved.numpy() == pytest.approx(product.numpy(), abs=1e-10 * float(product.norm()))
+    if operator != "hessian":
+        assert float(each.min()) >= 0
+
+
+def test_fishers_parts_are_of_the_distribution_however_the_model_says_it() -> None:
+    """Log-probabilities with nll: the Gauss-Newton matrix of these outputs is zero, and Fisher's is not."""
+    model, (x, y) = dense(), examples()
+    probe = EigenvectorAttribution(operator="fisher", tolerance=1e-6, inputs=True)
+    logits = probe.run(Subject(model, (x, y))).data
+    told = probe.run(Subject(nn.Sequential(model, nn.LogSoftmax(-1)), (x, y), loss="nll")).data
+    assert told.contribution.values == pytest.approx(logits.contribution.values, rel=1e-4)
+    assert told.saliency.values == pytest.approx(logits.saliency.values, rel=1e-4)
+    assert logits.saliency.values.min() > 0
+
+
+def test_a_moment_of_gradients_in_single_precision_on_some_of_the_data() -> None:
+    """x_i of length 1 and y = 0: g_i = x_i x_i·w, whose covariance is NumPy's."""
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(3))
+    model = nn.Linear(4, 1, bias=False)
+    subject = Subject(model, (x, torch.zeros(60, 1)), loss="half_mse", max_examples=40, seed=1)
+    data = EigenvectorAttribution(operator="gradient_covariance", inputs=True).run(subject).data
+    kept = x[list(subject.places)].double().numpy()
+    rows = kept * (kept @ model.weight.detach().double().numpy()[0])[:, None]
+    values, vectors = np.linalg.eigh(np.cov(rows.T))
+    assert float(data.eigenvalue) == pytest.approx(values[-1], rel=1e-5)
+    exact = ((rows - rows.mean(0)) @ vectors[:, -1]) ** 2 * 40 / 39
+    assert data.contribution.values == pytest.approx(exact, abs=1e-3 * exact.max())
+    assert np.isfinite(data.saliency.values).all()
+
+
+def test_what_is_no_sum_over_examples_is_refused_with_what_to_do() -> None:
+    subject = Subject(dense(), examples())
+    batch, v = next(iter(subject.batches())), torch.ones(subject.size, dtype=torch.float64)
+    hessian = curvature(subject)
+    parts = hessian.split(v)
+    with pytest.raises(ValueError, match=r"got 'fisher_mc'.*Labels are drawn.*'fisher'"):
+        EigenvectorAttribution(operator="fisher_mc")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"SampledFisher is no sum.*Labels are drawn"):
+        forms(SampledFisher(subject), batch, parts, parts)
+    with pytest.raises(TypeError, match=r"Preconditioned is no sum.*attribute operator"):
+        forms(Preconditioned(hessian, v), batch, parts, parts)
+    with pytest.raises(TypeError, match=r"Dense is not known.*Hessian, GaussNewton"):
+        forms(Dense(31), batch, parts, parts)
+    covariance = EigenvectorAttribution(operator="gradient_covariance")
+    with pytest.raises(ValueError, match="norm='eval'"):
+        covariance.run(Subject(dense(), examples(), norm="batch"))
+
+
+class Dense(Operator):
+    """A stranger."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.dtype, self.device = size, torch.float64, torch.device("cpu")
+
+    def matvec(self, vector: torch.Tensor) -> torch.Tensor:
+        return vector

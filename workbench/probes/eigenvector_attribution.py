@@ -18,7 +18,7 @@ from workbench.figure import Figure
 from workbench.numerics.basis import dot, norm
 from workbench.numerics.overlap import vector_sines
 from workbench.numerics.sampling import Draw
-from workbench.operators.attribution import NOT_APART, AttributedName, Forms, forms, single_input, slopes
+from workbench.operators.attribution import DRAWN, NOT_APART, AttributedName, Forms, forms, single_input, slopes
 from workbench.operators.blocks import Group, groups
 from workbench.operators.curvature import Curvature
 from workbench.operators.table import WORDS, curvature
@@ -36,23 +36,27 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class EigenvectorAttribution(Probe[Subject]):
-    """Which examples, layers, classes and inputs carry the kth eigenvector of a loss's Hessian.
+    """Which examples, layers, classes and inputs carry the kth eigenvector of a loss's Hessian or another curvature.
 
     What it measures, for the unit eigenvector v with eigenvalue λ, the kth largest: each example's ``contribution``
-    vᵀH_i v, with H_i the Hessian of its loss; their mean is λ. ``class_contribution``, the part of λ that comes from
+    vᵀH_i v, with H_i the Hessian of its loss; their mean is λ. For other matrices H_i is the example's Gauss-Newton or
+    Fisher matrix; the contribution is (g_i·v)² for the empirical Fisher matrix, g_i the gradient of its loss, and
+    n/(n-1) ((g_i - ḡ)·v)² for the gradient covariance. ``class_contribution``, the part of λ that comes from
     the examples of a class (their sum is λ). ``layer_share``, ‖v_l‖² of the parameters of a layer (their sum is 1), and
     ``layer_curvature``, v_lᵀ(Hv)_l (their sum is λ). With ``blocks`` also ``layer_own``, v_lᵀH_ll v_l, what of that is
     the layer's own block; the rest is between layers. With ``inputs`` also ``saliency``, the mean of |∂(vᵀH_i v)/∂x_i|
-    for each entry of the input. For sequences an example is a whole sequence.
+    for each entry of the input (with ḡ held: n times the slope of λ). For sequences an example is a whole sequence.
+    A Fisher matrix of drawn labels and a preconditioned matrix are no sums over examples, so they are not offered.
 
     How to read it: ``effective_examples`` = (Σ|c|)²/Σc² tells a direction that all examples share (near n) from one
     that few make; outliers of the spectrum often belong to a class or to mislabelled and hard examples, which
     ``example_at`` and ``given_at`` name, the largest contribution first, by their place among the subject's examples
     and in the data that were given. Negative contributions come from examples that are curved downwards along v.
 
-    What it costs: a Lanczos run for ``rank`` + 1 pairs and one pass of some 9 gradients over the examples, whatever
-    their number: weights on the losses, differentiated after two backward passes, give all vᵀH_i v at once. One more
-    pass of some 16 gradients with ``inputs``, and a product for each layer with ``blocks``.
+    What it costs: a Lanczos run for ``rank`` + 1 pairs and one pass of some 9 gradients over the examples (4 where it
+    is not the Hessian), whatever their number: weights on the losses, differentiated after two backward passes, give
+    all vᵀH_i v at once. One more pass of some 16 gradients with ``inputs``, and a product for each layer with
+    ``blocks``.
 
     When it misleads: in a cluster of close eigenvalues v is one of many vectors that would do as well, and so are all
     parts of it; ``misalignment`` and all errors are then unknown. At an eigenvector v_lᵀ(Hv)_l = λ‖v_l‖²: that a layer
@@ -69,7 +73,7 @@ class EigenvectorAttribution(Probe[Subject]):
     Source: Pearlmutter 1994 for products by differentiation; the weights' derivative is our own.
     """
 
-    operator: Annotated[AttributedName, Choice(WORDS), Doc("Which curvature matrix.")] = "hessian"
+    operator: Annotated[AttributedName, Choice(WORDS, {"fisher_mc": DRAWN}), Doc("Which curvature matrix.")] = "hessian"
     rank: Annotated[
         int, Range(1, 200, step=1, soft=(1, 20)), Doc("Which eigenvector; 1 has the largest eigenvalue.")
     ] = 1
@@ -250,7 +254,7 @@ class _Run:
         parts, rest = self.matrix.split(self.vector), self.matrix.split(self.rest)
         total, seen = torch.zeros_like(self.vector), 0
         for batch in self.subject.batches():
-            found = forms(self.subject, self.matrix.leaves, batch, parts, rest, self.probe.operator)
+            found = forms(self.matrix, batch, parts, rest)
             total += torch.cat([p.reshape(-1) for p in found.product])
             self.put(slice(seen, seen + batch.size), batch, found)
             seen += batch.size
@@ -273,11 +277,14 @@ class _Run:
         if self.features == 1:
             return
         subject, n = fine(self.subject), self.subject.examples
-        params, direction = subject.params, list(subject.unflatten(self.vector.to(subject.dtype)).values())
-        step = torch.finfo(subject.dtype).eps ** (1 / 3) * (float(norm(subject.flatten(params))) or 1.0)
+        matrix, direction = curvature(subject, self.probe.operator), self.vector.to(subject.dtype)
+        if self.probe.operator == "gradient_covariance":
+            _ = matrix.gradient  # one pass, whose graphs are not needed again
+            matrix.close()
+        step = torch.finfo(subject.dtype).eps ** (1 / 3) * (float(norm(subject.flatten(subject.params))) or 1.0)
         sums, seen = np.zeros((2, self.features)), 0
         for batch in subject.batches():
-            one, two = (slopes(subject, params, batch, direction, h, self.probe.operator) for h in (step, 2 * step))
+            one, two = (slopes(matrix, batch, matrix.split(direction), h) for h in (step, 2 * step))
             sizes = torch.stack([t.detach().double().abs().flatten(1).sum(0) for t in (one, two - one)])
             sums += sizes.cpu().numpy() * (n / subject.total_weight)
             seen += batch.size
