@@ -94,9 +94,28 @@ def test_a_sweep_measures_every_checkpoint_of_every_run(run: Path, tmp_path: Pat
     assert float(numbers.nc1.iloc[-1]) == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_a_sweep_looks_at_the_steps_that_are_named(run: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("distributed")
+    words = ["sweep", str(run), "--probe", "NeuralCollapse", "--store", str(tmp_path / "store"), "--workers", "1"]
+    table = tmp_path / "numbers.csv"
+    for chosen, wanted in (
+        (["--steps", "last,4"], [4, 9]),
+        (["--steps", "3..8"], [4, 8]),
+        (["--every", "2"], [0, 8, 9]),
+    ):
+        assert cli.main([*words, *chosen, "--out", str(table)]) == 0
+        assert list(pd.read_csv(table).step) == wanted
+    assert "stored" in capsys.readouterr().out.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
+        (["sweep", "{run}", "--probe", "Plane", "--steps", "5"], "no weights at step 5; it has 0, 4, 8, 9"),
+        (["sweep", "{run}", "--probe", "Plane", "--steps", "0,5..7"], "at steps 5..7; it has 0, 4, 8, 9"),
+        (["sweep", "{run}", "--probe", "Plane", "--steps", "4-8"], "got '4-8'. .* has 0, 4, 8, 9"),
+        (["sweep", "{run}", "--probe", "Plane", "--every", "0"], "every=0 must be at least 1"),
+        (["sweep", "{run}", "--probe", "Spikes", "--steps", "4"], "choose among checkpoints, and none of these"),
         (["probe", "{run}", "--probe", "Nope"], "there is no probe called 'Nope'.*NeuralCollapse"),
         (["probe", "{run}", "--probe", "Plane", "--set", "points=x"], "Plane.points must be an integer; got 'x'"),
         (["probe", "{run}", "--probe", "Plane", "--set", "points=1"], r"Plane.points must lie in \["),

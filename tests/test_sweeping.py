@@ -89,6 +89,8 @@ def test_probes_of_points_look_at_every_checkpoint_and_those_of_paths_at_the_who
     assert list(chosen.table.status) == ["stored"]
     with pytest.raises(ValueError, match="has no weights at step 7; it has 0, 4, 8, 12"):
         sweep(SPECTRUM, trajectory, tmp_path, client, steps=[7])
+    with pytest.raises(ValueError, match="none of these probes looks at one"):
+        sweep(Along(SPECTRUM), trajectory, tmp_path, client, steps="last")
 
 
 def test_probes_that_compare_runs_look_at_all_of_them_together(client: Any, tmp_path: Path) -> None:

@@ -139,6 +139,8 @@ def _along(chosen: argparse.Namespace) -> None:
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recordings", metavar="RUN", nargs="+", help="folders of recorded trainings")
     parser.add_argument("--probe", action="append", required=True, metavar="NAME[:KEY=VALUE,...]", help="repeat")
+    parser.add_argument("--steps", metavar="0,100..500,last", help="recorded steps to look at (default: all)")
+    parser.add_argument("--every", type=int, default=1, help="look at every so many of these (default: 1)")
     parser.add_argument(
         "--store", default="readings", help="folder of the readings, for all workers (default: readings)"
     )
@@ -160,7 +162,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
     with cluster_at(chosen.scheduler) as client, _progress() as say:
         done = sweep(
             probes, runs, chosen.store, client, seed=chosen.seed, seconds=chosen.seconds, workers=chosen.workers,
-            on_progress=lambda so_far: say("sweep", so_far.done),
+            steps=chosen.steps, every=chosen.every, on_progress=lambda so_far: say("sweep", so_far.done),
         )  # fmt: skip
     for task, outcome in zip(done.tasks, done.outcomes, strict=True):
         if outcome.status == "failed":

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench import schema
+from workbench.dynamics.checkpoints import chosen_steps
 from workbench.probe import Probe, Reading
 from workbench.several import Runs
 from workbench.store import Store
@@ -122,7 +124,8 @@ def sweep(
     *,
     seed: int = 0,
     seconds: float | None = None,
-    steps: Sequence[int] | None = None,
+    steps: str | Sequence[int] | None = None,
+    every: int = 1,
     workers: int | None = None,
     on_progress: Callable[[Sweep], None] | None = None,
 ) -> Sweep:
@@ -140,7 +143,9 @@ def sweep(
             A script that starts those must have its work under ``if __name__ == "__main__":``.
         seed: of the probes' random numbers.
         seconds: time budget of each task; what is not finished then counts as cut short.
-        steps: recorded steps of trajectories to look at; None: all with weights.
+        steps: recorded steps of trajectories to look at, as a list or in words (``"0,100..500,last"``: ranges have both
+            ends, each trajectory its own last step); None: all with weights.
+        every: look at every so many of these; the first and the last always.
         workers: processes on this machine, if no client is given; None: one a core, at most eight.
         on_progress: called with the sweep so far whenever a task ends.
 
@@ -148,13 +153,18 @@ def sweep(
         The sweep with its ``table`` of progress and failures, and its ``readings``.
 
     Raises:
-        TypeError, ValueError: nothing to measure, or a probe that looks at none of the subjects.
+        TypeError, ValueError: nothing to measure, a probe that looks at none of the subjects, or steps that are not
+            recorded.
         ImportError: Dask is not installed.
     """
     chosen = [probes] if isinstance(probes, Probe) else list(probes)
     kept = store if isinstance(store, Store) else Store(store)
     members = _together(chosen, _members(subjects))
-    tasks = tuple(_work(chosen, members, steps))
+    tasks = tuple(_work(chosen, members, partial(chosen_steps, wanted=steps, every=every)))
+    if (steps is not None or every != 1) and all(task.step is None for task in tasks):
+        raise ValueError(
+            "steps and every choose among checkpoints, and none of these probes looks at one; leave it out."
+        )
     result = Sweep(tasks, kept, [Outcome()] * len(tasks))
     with connected(client, workers, len(tasks)) as cluster, _laid_out(kept, members) as files:
         rest = str(kept.path.resolve()), seed, seconds
@@ -217,12 +227,12 @@ def _label(one: Any, number: int) -> str:
     return str(getattr(one, "label", None) or f"{getattr(one, 'kind', 'subject')} {number}")
 
 
-def _work(probes: Iterable[Probe[Any]], members: Mapping[str, Any], steps: Sequence[int] | None) -> Iterator[Task]:
+def _work(
+    probes: Iterable[Probe[Any]], members: Mapping[str, Any], pick: Callable[..., tuple[int, ...]]
+) -> Iterator[Task]:
     """Every task; trajectories are opened up for probes of a point."""
     for probe in probes:
-        found = [
-            Task(probe, label, step) for label, one in members.items() for step in _steps(probe, label, one, steps)
-        ]
+        found = [Task(probe, label, step) for label, one in members.items() for step in _steps(probe, label, one, pick)]
         if not found:
             kinds = ", ".join(sorted({getattr(one, "kind", type(one).__name__) for one in members.values()}))
             wanted = "several runs" if probe.looks_at == "runs" else f"a {probe.looks_at}"
@@ -230,21 +240,13 @@ def _work(probes: Iterable[Probe[Any]], members: Mapping[str, Any], steps: Seque
         yield from found
 
 
-def _steps(probe: Probe[Any], label: str, one: Any, wanted: Sequence[int] | None) -> list[int | None]:
+def _steps(probe: Probe[Any], label: str, one: Any, pick: Callable[..., tuple[int, ...]]) -> list[int | None]:
     kinds = (probe.looks_at, *(() if isinstance(one, Runs) and label == TOGETHER else probe.looks_also_at))
     if getattr(one, "kind", None) in kinds:
         return [None]
     if isinstance(one, Trajectory) and "subject" in kinds:
-        missing = sorted(set(wanted or ()) - set(one.steps))
-        if missing:
-            raise ValueError(f"{one.label} has no weights at step {missing[0]}; it has {_listed(one.steps)}.")
-        return list(one.steps if wanted is None else wanted)
+        return list(pick(one.steps, label=label))
     return []
-
-
-def _listed(steps: Sequence[int]) -> str:
-    shown = [str(s) for s in (steps if len(steps) < 12 else (*steps[:5], *steps[-3:]))]
-    return ", ".join(shown) if len(steps) < 12 else f"{', '.join(shown[:5])} ... {', '.join(shown[5:])}"
 
 
 # --------------------------------------------------------------------------------------------------- what workers do

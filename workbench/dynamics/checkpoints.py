@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, cast
 
 from workbench.probe import Cost, Probe, Reading, drive
@@ -19,6 +20,58 @@ def every_so_many(steps: tuple[int, ...], every: int) -> tuple[int, ...]:
     """The steps that are read: every so many, and the last."""
     picked = steps[::every]
     return picked if picked[-1] == steps[-1] else (*picked, steps[-1])
+
+
+def chosen_steps(
+    steps: Sequence[int], wanted: str | Sequence[int] | None = None, every: int = 1, label: str = "the record"
+) -> tuple[int, ...]:
+    """Those of the recorded ``steps`` that a person names, ascending, each once; then every so many, and the last.
+
+    Args:
+        steps: those that are recorded, ascending.
+        wanted: a list of them, or words: steps, ranges with both their ends, and ``last``, joined by commas, as in
+            ``"0,100..500,last"``; an open range (``500..``, ``..500``) reaches to the record's end. None: all.
+        every: take every so many of these; the first and the last always.
+        label: what the record is called in errors.
+
+    Raises:
+        ValueError: words that say nothing, a step that is not recorded, a range without one; with those there are.
+    """
+    if every < 1:
+        raise ValueError(f"every={every!r} must be at least 1: read every so many checkpoints.")
+    if not steps and wanted is not None:
+        raise ValueError(f"{label} holds no checkpoints; record one with wb.Recorder.")
+    if wanted is None:
+        found = set(steps)
+    else:
+        parts = wanted.split(",") if isinstance(wanted, str) else [str(one) for one in wanted]
+        found = {step for part in parts for step in _named(steps, part.strip(), label)}
+        if not found:
+            raise ValueError(f"steps= names no step; {label} has {_listed(steps)}.")
+    return every_so_many(tuple(sorted(found)), every) if found else ()
+
+
+def _named(steps: Sequence[int], part: str, label: str) -> Sequence[int]:
+    """The recorded steps that one part of a list names; never none."""
+    if part == "last":
+        return steps[-1:]
+    found = re.fullmatch(r"(\d+)|(\d*)\.\.(\d*)", part, re.ASCII)
+    if found is None:
+        raise ValueError(
+            f"steps are recorded ones, ranges and `last`, joined by commas, as in 0,100..500,last; got {part!r}. "
+            f"{label} has {_listed(steps)}."
+        )
+    low, high = int(found[1] or found[2] or 0), int(found[1] or found[3] or steps[-1])
+    inside = [step for step in steps if low <= step <= high]
+    if not inside:
+        many = "s" if found[1] is None else ""
+        raise ValueError(f"{label} has no weights at step{many} {part}; it has {_listed(steps)}.")
+    return inside
+
+
+def _listed(steps: Sequence[int]) -> str:
+    shown = [str(s) for s in (steps if len(steps) < 12 else (*steps[:5], *steps[-3:]))]
+    return ", ".join(shown) if len(steps) < 12 else f"{', '.join(shown[:5])} ... {', '.join(shown[5:])}"
 
 
 def cost_at_each(probe: Probe[Any], trajectory: Trajectory, every: int) -> Cost:
