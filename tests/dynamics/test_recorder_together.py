@@ -41,6 +41,7 @@ for recorded in (False, True):
     if recorded:
         given = {"data": (x, y), "loss": "cross_entropy", "gauges": each}
         rec = wb.Recorder(folder + "/r", model, optimizer, every=2, **given).__enter__()
+        rec.start(train_loss=float(rank))
     for step in range(6):
         optimizer.zero_grad()
         with model.no_sync():
@@ -85,6 +86,7 @@ def test_two_processes_that_train_together_leave_one_record_and_the_same_weights
     assert opened.steps == (0, 2, 4, 6)
     assert all(torch.equal(value, ends[0][name]) for name, value in opened.weights(6).items())
     table = opened.scalars
+    assert table["train_loss"].loc[0] == 0, "what the first process told"
     assert table[["gradient_norm", "noise_scale", "update_norm"]].iloc[1:].notna().to_numpy().all()
     reduced = float(torch.load(tmp_path / "norm-1-False.pt"))
     assert table["gradient_norm"].loc[6] == pytest.approx(reduced), "the gradient that both processes share"

@@ -66,7 +66,7 @@ def lightning_module():
     return lightning, Module
 
 
-def fit(folder: Path, callbacks: list, epochs: int = 2, start: Path | None = None):
+def fit(folder: Path, callbacks: list, epochs: int = 2, start: Path | None = None, rows: int = 24):
     """Twelve steps of two micro-batches each, with a validation after every epoch."""
     lightning, module = lightning_module()
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def fit(folder: Path, callbacks: list, epochs: int = 2, start: Path | None = Non
         logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         gradient_clip_val=1.0,
     )  # fmt: skip
-    trainer.fit(model, loader, DataLoader(TensorDataset(X, Y), batch_size=24), ckpt_path=start)
+    trainer.fit(model, loader, DataLoader(TensorDataset(X, Y), batch_size=rows), ckpt_path=start)
     return trainer, model
 
 
@@ -93,9 +93,11 @@ def test_lightning_trains_the_same_and_is_recorded(tmp_path: Path) -> None:
     assert opened.steps == (0, 2, 4, 6)
     table = opened.scalars
     assert table.index.tolist() == list(range(7))
-    assert table["val/accuracy"].notna().tolist() == [False, False, False, False, True, False, False], (
-        "as it was logged"
+    assert table["val/accuracy"].notna().tolist() == [True, False, False, False, True, False, False], (
+        "as it was logged; first by the sanity check, which goes over all of its one batch"
     )
+    first = (net().eval()(X).argmax(1) == Y).float().mean()
+    assert table["val/accuracy"].loc[0] == first
     assert table[["train_loss", "gradient_norm", "noise_scale", "update_norm"]].iloc[1:].notna().to_numpy().all()
     assert table["stability_threshold"].dropna().iloc[1] > table["stability_threshold"].dropna().iloc[0]
     assert all(torch.equal(opened.weights(6)[name], value) for name, value in seen.net.state_dict().items())
@@ -106,11 +108,21 @@ def test_lightning_trains_the_same_and_is_recorded(tmp_path: Path) -> None:
     _resumed(tmp_path, RecorderCallback)
 
 
+def test_a_sanity_check_over_some_batches_is_no_measurement(tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="the extra [lightning] is not installed")
+    from workbench.interop.lightning import RecorderCallback
+
+    fit(tmp_path, [RecorderCallback(tmp_path / "r", "net")], rows=8)
+    assert wb.Trajectory.open(tmp_path / "r").scalars["val/accuracy"].notna().tolist()[:2] == [False, False]
+
+
 def _resumed(folder: Path, callback) -> None:
     """Lightning goes on from its checkpoint, and the record with it; its files are adopted as they are."""
+    before = wb.Trajectory.open(folder / "r").scalars["val/accuracy"].loc[0]
     fit(folder, [callback(folder / "r", "net", **given())], 3, folder / "epoch=1-step=6.ckpt")
     opened = wb.Trajectory.open(folder / "r")
     assert opened.scalars.index.tolist() == list(range(10))
+    assert opened.scalars["val/accuracy"].loc[0] == before
     assert opened.steps == (0, 2, 4, 6, 8, 9)
     adopted = wb.Trajectory.adopt(folder / "*.ckpt")
     assert adopted.steps == (6,)
@@ -173,13 +185,15 @@ def test_transformers_trains_the_same_and_is_recorded(tmp_path: Path) -> None:
     table = opened.scalars
     assert opened.steps == (0, 2, 4, 6)
     assert table["loss"].notna().tolist() == [False, False, True, False, True, False, True]
-    assert table["eval_loss"].dropna().index.tolist() == [3, 6]
+    assert table["eval_loss"].dropna().index.tolist() == [0, 3, 6]
     assert table["attention_logit_max"].dropna().index.tolist() == [3, 6]
     assert table[["gradient_norm", "noise_scale", "update_norm"]].iloc[1:].notna().to_numpy().all()
     held = copy.deepcopy(opened.weights(6))
     assert all(torch.equal(held[name], value) for name, value in seen.state_dict().items() if name in held)
     again, _ = train(tmp_path / "hf", [RecorderCallback(tmp_path / "r", **words)], 8, resume=True)
-    assert wb.Trajectory.open(tmp_path / "r").scalars.index.tolist() == list(range(9))
+    longer = wb.Trajectory.open(tmp_path / "r").scalars
+    assert longer.index.tolist() == list(range(9))
+    assert longer["eval_loss"].loc[0] == table["eval_loss"].loc[0], "an evaluation on resuming is none of step 0"
     _adopted(tmp_path / "hf", again, rows)
 
 

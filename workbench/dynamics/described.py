@@ -17,8 +17,8 @@ TAKEN = ("wall_time", "recorder_seconds")
 """Names of scalars that the recorder writes itself."""
 
 
-def number(name: str, value: float | Tensor) -> float:
-    """A scalar as a number; waits where it is a tensor on a GPU.
+def number(name: str, value: float | Tensor, told: str = "step") -> float:
+    """A scalar that the recorder's method ``told`` was given, as a number; waits where it is a tensor on a GPU.
 
     Raises:
         TypeError: not one number.
@@ -27,7 +27,7 @@ def number(name: str, value: float | Tensor) -> float:
         return float(value.detach().item() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-        raise TypeError(f"recorder.step({name}=...) takes one number; got a {type(value).__name__}{shape}.") from None
+        raise TypeError(f"recorder.{told}({name}=...) takes one number; got a {type(value).__name__}{shape}.") from None
 
 
 def named(what: str, value: Any, bare: bool = False) -> str | None:

@@ -51,6 +51,8 @@ class Recorder:
     also after an error. No random number is drawn, no flag or hook set: the trained weights are those of a training
     without a recorder. Kill the process at any moment and at most the last record is lost.
 
+    What is known before the first step, such as the loss at initialisation, is told by :meth:`start`.
+
     Entered again on its folder, a record is continued from the checkpoint that the model's weights equal (or from
     ``resume``); what was recorded after it is replaced from the first new step on. Two writers at once are refused.
 
@@ -105,6 +107,7 @@ class Recorder:
         self._loss, self._norm = described.named("loss", loss, bare=True), norm
         self._build, self._build_args = described.named("build", build), described.jsonable(build_args or {})
         self._step, self._saved, self._superseding, self._silent = 0, -1, False, False
+        self._opened, self._first = 0, cast("Line | None", None)
         self._clock = Clock()
         self._watch = Watch(gauges, self._clock)
         self._past = Past([self._turn.schedule, *self._watch.schedules])
@@ -157,8 +160,12 @@ class Recorder:
         self._lines.begin(self.folder / record.SCALARS, whole)
         if not known:
             self._keep()
-        if not lines or lines[-1].step < self._step:  # also where a kill took the line of the last checkpoint
-            self._lines.write(Line(self._step, time.time(), self._clock.now(), training=self._clock.training()))
+        here = next((line for line in lines if line.step == self._step), None)
+        if here is None:  # also where a kill took the line of the last checkpoint
+            here = Line(self._step, time.time(), self._clock.now(), training=self._clock.training())
+            self._lines.write(here)
+        begins = min([*known[:1], *(line.step for line in lines[:1]), self._step])
+        self._opened, self._first = self._step, here if self._step == begins else None
 
     def _training(self) -> Training:
         """What gauges may look at."""
@@ -221,6 +228,38 @@ class Recorder:
             raise ValueError(f"Recorder(resume={self._resume}) must lie in [0, {last}], what {self.folder} holds.")
         return cast("int", self._resume)
 
+    def start(self, /, **scalars: float | Tensor) -> None:
+        """Say what holds before the first step: ``recorder.start(train_loss=loss, test_accuracy=0.1)``.
+
+        They stand at the record's first checkpoint (step 0), and the same names go on with :meth:`step`. Tensors of
+        one element are read off. A training that is continued may say it again: a value that is recorded keeps, and
+        where training is past its start nothing is written.
+
+        Raises:
+            RuntimeError: the Recorder is not open, or a step was recorded before.
+            TypeError, ValueError: not numbers, or a name that is the recorder's own.
+        """
+        if self._silent:
+            return
+        self._check_open()
+        if self._step != self._opened:
+            raise RuntimeError(
+                "recorder.start(...) tells of the weights before the first step, and one was recorded already; call it "
+                "right after entering."
+            )
+        with self._clock:
+            now, later = _sorted(scalars, "start")
+            told = now | {name: described.number(name, value, "start") for name, value in later.items()}
+            self._begin(told)
+
+    def _begin(self, told: Mapping[str, float]) -> None:
+        """Write the line of the first step once more, with what is new: on reading, a step's last line counts."""
+        new = {} if self._first is None else {n: v for n, v in told.items() if n not in self._first.values}
+        if self._first is not None and new:
+            self._first = replace(self._first, values={**self._first.values, **new})
+            self._lines.write(self._first)
+            self._past.add(new)
+
     def step(self, /, **scalars: float | Tensor) -> None:
         """Say that an optimizer step was taken, with any scalars: ``recorder.step(train_loss=loss, accuracy=0.9)``.
 
@@ -229,10 +268,13 @@ class Recorder:
         if self._silent:
             self._step += 1
             return
-        if not self._lines.open:
-            raise RuntimeError("the Recorder is not open: write `with wb.Recorder(...) as rec:` around the training.")
+        self._check_open()
         with self._clock:
             self._take(scalars)
+
+    def _check_open(self) -> None:
+        if not self._lines.open:
+            raise RuntimeError("the Recorder is not open: write `with wb.Recorder(...) as rec:` around the training.")
 
     def _take(self, scalars: Mapping[str, float | Tensor]) -> None:
         now, later = _sorted(scalars)
@@ -241,7 +283,7 @@ class Recorder:
         self._step += 1
         seen = {**self._arrived(), **now}
         read = self._watch.collect(self._step, seen, self._past)
-        gauged, gauged_later = _sorted(read, checked=False)
+        gauged, gauged_later = _sorted(read, None)
         if self._turn.due(self._step, seen | gauged, self._past, self._clock, self._clock.now()):
             self._clock.settle(device_of(self._model))
             self._keep()
@@ -304,17 +346,22 @@ class Recorder:
             self._lock()
 
 
-def _sorted(scalars: Mapping[str, float | Tensor], checked: bool = True) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """(numbers that are known, tensors of one element that a GPU may still have to compute)."""
+def _sorted(
+    scalars: Mapping[str, float | Tensor], told: str | None = "step"
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """(numbers that are known, tensors of one element that a GPU may still have to compute).
+
+    ``told`` is the method by which a person told them; None: gauges read them.
+    """
     now: dict[str, float] = {}
     later: dict[str, Tensor] = {}
     for name, value in scalars.items():
-        if checked and name in described.TAKEN:
-            raise ValueError(f"recorder.step({name}=...): the recorder writes {name} itself; choose another name.")
+        if told and name in described.TAKEN:
+            raise ValueError(f"recorder.{told}({name}=...): the recorder writes {name} itself; choose another name.")
         if late(value) and cast("Tensor", value).numel() == 1:
             later[name] = cast("Tensor", value)
         else:
-            now[name] = described.number(name, value)
+            now[name] = described.number(name, value, told or "step")
     return now, later
 
 

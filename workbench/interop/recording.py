@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.dynamics.gauges.gauge import Gauge
 from workbench.dynamics.recorder import Recorder
@@ -47,14 +47,24 @@ class Recording:
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
 
-    def open(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, step: int) -> None:
-        """Start the recorder; one that goes on after ``step``, where the trainer has already taken steps."""
+    def open(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        step: int,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Start the recorder; one that goes on after ``step``, where the trainer has already taken steps.
+
+        ``initial`` are the scalars that are known before the first of them.
+        """
         recorder = Recorder(
             self.folder, model, optimizer, resume=step or None, every=self.every, data=self.data, loss=self.loss,
             norm=self.norm, build=self.build, build_args=self.build_args, keep_optimizer=self.keep_optimizer,
             gauges=self.gauges,
         )  # fmt: skip
         self.recorder = recorder.__enter__()
+        recorder.start(**initial or {})
 
     def close(self, problem: BaseException | None = None) -> None:
         """End the recorder, if it runs; ``problem`` is what ended the training."""

@@ -23,9 +23,10 @@ class RecorderCallback(Recording, TrainerCallback):
     """Records a ``Trainer.train`` as ``wb.Recorder`` does: one record for each step of the optimizer.
 
     Its scalars are what the trainer logs (``logging_steps``) and evaluates at a step, under the names that they have
-    there; the record of a step is written when the next one begins, so that they are in it. Gradient accumulation,
-    mixed precision and several processes are the trainer's affair and work; the first process writes. A training that
-    the trainer resumes continues the record in the same folder at its ``global_step``.
+    there; the record of a step is written when the next one begins, so that they are in it. An evaluation before the
+    first step (``eval_on_start=True``) stands at step 0. Gradient accumulation, mixed precision and several processes
+    are the trainer's affair and work; the first process writes. A training that the trainer resumes continues the
+    record in the same folder at its ``global_step``.
 
     Args:
         folder: as for ``wb.Recorder``, like everything below.
@@ -40,12 +41,15 @@ class RecorderCallback(Recording, TrainerCallback):
     """
 
     _stepped: bool = field(default=False, init=False)
+    _begun: bool = field(default=False, init=False)
     _scalars: dict[str, float] = field(default_factory=dict[str, float], init=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._begun = False
         self.open(given["model"], given.get("optimizer"), state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._begun = True
         self._write()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -58,9 +62,11 @@ class RecorderCallback(Recording, TrainerCallback):
         self._hear(given.get("metrics") or {})
 
     def _hear(self, logs: Mapping[str, Any]) -> None:
-        if not self._stepped:  # an evaluation before the first step: the record of step 0 is written when it opens
-            return
-        self._scalars |= {name: _number(value) for name, value in logs.items() if _is_number(value)}
+        found = {name: _number(value) for name, value in logs.items() if _is_number(value)}
+        if self._stepped:
+            self._scalars |= found
+        elif self.recorder is not None and not self._begun:
+            self.recorder.start(**found)
 
     def _write(self) -> None:
         """The record of the step that was taken, with all that was logged at it."""
