@@ -314,13 +314,14 @@ def _parsed(raw: bytes) -> Line | None:
 
 
 def runs_in(folder: str | Path) -> dict[str, Path]:
-    """Every recorded run at or below a folder, by its path from there.
+    """Every recorded run at or below a folder, by its path from there; not those that have no checkpoint yet.
 
     Raises:
         FileNotFoundError: there is none.
     """
     root = Path(folder)
-    found = {p.parent.relative_to(root).as_posix(): p.parent for p in sorted(root.rglob(MANIFEST))}
+    begun = [p.parent for p in sorted(root.rglob(MANIFEST)) if checkpoint_steps(p.parent)]
+    found = {path.relative_to(root).as_posix(): path for path in begun}
     if not found:
         raise FileNotFoundError(f"{root} holds no recorded runs; record one with wb.Recorder, or name another folder.")
     return {root.name if name == "." else name: path for name, path in found.items()}

@@ -59,15 +59,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a training that goes on in a process of its own until the tests are over."""
     home = tmp_path_factory.mktemp("training")
     folder, log = home / "slow", home / "train.log"
-    with log.open("w") as said:
-        command = [sys.executable, "-c", TRAIN, str(folder)]
-        process = subprocess.Popen(command, env=environment(home / "home"), stdout=said, stderr=said)
+    process = train(folder, log, home / "home")
     while not (folder / "scalars.jsonl").exists():
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     yield folder
     process.terminate()
     process.wait(20)
+
+
+def train(folder: Path, log: Path, home: Path) -> subprocess.Popen[bytes]:
+    """A training in a process of its own, which goes on until it is ended."""
+    with log.open("w") as said:
+        command = [sys.executable, "-c", TRAIN, str(folder)]
+        return subprocess.Popen(command, env=environment(home), stdout=said, stderr=said)
 
 
 def test_three_new_points_come_without_a_touch(page: Any, lab: Lab, run: Path) -> None:
@@ -93,11 +98,11 @@ def test_three_new_points_come_without_a_touch(page: Any, lab: Lab, run: Path) -
 
 @pytest.fixture
 def served(run: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a server of that folder, in a process of its own."""
+    """The address of a server of the folder that holds that run, in a process of its own."""
     port, log = free_port(), tmp_path / "serve.log"
     env = environment(tmp_path / "served") | {"WORKBENCH_STORE": ""}
     with log.open("w") as said:
-        command = [sys.executable, "-c", SERVE, str(run), str(port)]
+        command = [sys.executable, "-c", SERVE, str(run.parent), str(port)]
         process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=said, stderr=said)
     url = f"http://127.0.0.1:{port}/"
     wait_for_http(url, process, log)
@@ -127,9 +132,33 @@ def test_a_served_page_follows_without_a_touch_until_it_is_closed(page: Any, ser
     test_app.said(page, ".wb-progress", "100%")
     assert page.locator(".wb-status >> .wb-error").count() == 0
     shoot(page, "live-4-served-newest")
-    assert followers(tmp_path) == 1
+    assert followers(tmp_path) == 2, "one follows the run, the other looks for new ones"
     page.close()
     until(lambda: followers(tmp_path) == 0)
+
+
+def test_a_run_that_begins_is_listed_without_a_touch_and_can_be_chosen(page: Any, served: str, run: Path) -> None:
+    page.goto(served)
+    test_app.said(page, ".wb-progress", "100%")
+    assert page.locator(".wb-folder select").is_hidden(), "there is but one run, and nothing to choose"
+    test_app.choose(page, "Spikes")
+    test_app.said(page, ".wb-progress", "100%")
+    other = train(run.parent / "later", run.parent / "later.log", run.parent / "home")
+    try:
+        names = page.locator(".wb-folder select >> option")
+        until(lambda: names.all_inner_texts() == ["later", "slow"])
+        assert page.locator(".wb-folder select").input_value() == "slow"
+        assert page.locator(".wb-probe select").input_value() == "Spikes"
+        assert "slow" in page.locator(".wb-title").first.inner_text()
+        page.locator(".wb-folder select").select_option(label="later")
+        until(lambda: "later" in page.locator(".wb-title").first.inner_text())
+        page.locator(".wb-live").first.wait_for()
+        until(lambda: "/later" in page.locator(".wb-code-box >> pre").inner_text())
+        assert page.locator(".wb-status >> .wb-error").count() == 0
+        shoot(page, "live-5-later")
+    finally:
+        other.terminate()
+        other.wait(20)
 
 
 def step(page: Any) -> int:

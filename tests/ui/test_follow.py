@@ -9,20 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from ui.test_bench import finish
-from ui.test_session import until
+from ui.test_session import until as happens
+from ui.toys import Still
 
 import workbench as wb
+from workbench import record
 from workbench.figure import Axis, Figure, Panel, Points
 from workbench.probe import Probe, Reading, Variable
 from workbench.several import Runs
+from workbench.ui import follow
 from workbench.ui.app import Page
 from workbench.ui.bench import Bench
 from workbench.ui.follow import Follower
 from workbench.ui.session import Session
+
+
+def until(true: Any) -> None:
+    """Wait for it, also where the machine has much else to do."""
+    happens(true, 60)
 
 
 @dataclass(frozen=True)
@@ -60,11 +71,12 @@ class Counts(Level):
 
     def stream(self, subject: Any, draw: Any) -> Iterator[Reading]:
         counts = [float(len(run.scalars["loss"].dropna())) for run in subject.values()]
-        yield self.reading(1.0, {"level": counts}, coords={"x": [0.0, 1.0]}, converged=True)
+        yield self.reading(1.0, {"level": counts}, coords={"x": np.arange(float(len(counts)))}, converged=True)
 
 
 @pytest.fixture(autouse=True)
-def own_toys(toys: dict[str, Any]) -> None:
+def own_toys(toys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "SHARE", 1)  # a busy machine's slow looks shall not make the next one wait for long
     toys.clear()
     toys.update(Level=Level, Curve=Curve, Counts=Counts)
 
@@ -277,6 +289,78 @@ def test_of_several_runs_the_chosen_one_is_followed_to_its_end(two: tuple[Traini
     assert "recording now" not in bench.title.value
 
 
+def on_folder(folder: Path) -> Bench:
+    """A bench on all runs of a folder, as ``wb.explore(folder)`` makes it, whose follower looks often."""
+    made = Bench(Session(str(folder), model=nn.Linear(1, 1, bias=False).double(), store=False))
+    made._submit()
+    finish(made)
+    made.follow(0.02)
+    return made
+
+
+def test_a_run_that_begins_in_the_folder_is_listed_and_nothing_that_is_chosen_changes(
+    two: tuple[Training, Training], tmp_path: Path
+) -> None:
+    bench = on_folder(tmp_path)
+    assert bench.run_choice.options == ("a", "b")
+    bench.run_choice.value = "b"
+    until(lambda: level(bench) == 2 and not bench.session.state.busy)
+    order, submitted, submit = bench.session.order, list[Any](), bench.session.job.submit
+    bench.session.job.submit = lambda *given, **more: submitted.append(given)
+    (tmp_path / "0 no checkpoint").mkdir()
+    (tmp_path / "0 no checkpoint" / record.MANIFEST).write_text("{}")
+    with Training(tmp_path / "0 later") as later:
+        until(lambda: bench.run_choice.options == ("a", "b", "0 later"))
+        later.go(2)
+        until(lambda: bench.session.target["0 later"].steps == (0, 2, 4))
+        assert (bench.run_choice.value, bench.session.order) == ("b", order)
+        assert submitted == []
+        assert "for label in ['a', 'b', '0 later']" in bench.code.value.replace("&#x27;", "'")
+        bench.session.job.submit = submit
+        bench.run_choice.value = "0 later"
+        until(lambda: level(bench) == 2 and bench.step.options == (0, 2, 4))
+        bench.step.value = 4
+        until(lambda: level(bench) == 4)
+        later.go(2)
+        until(lambda: level(bench) == 6)
+    bench.close()
+    until(lambda: not bench.ticker.running)
+
+
+def test_what_looks_at_all_runs_is_read_again_with_one_that_begins(
+    two: tuple[Training, Training], tmp_path: Path
+) -> None:
+    bench = on_folder(tmp_path)
+    bench.probe.value = "Counts"
+    until(lambda: bench.session.latest.probe.name == "Counts" and not bench.session.state.busy)
+    with Training(tmp_path / "c") as later:
+        until(lambda: list(bench.session.latest.data.level.values)[2:] == [2])
+        later.go(1)
+        until(lambda: list(bench.session.latest.data.level.values)[2:] == [3])
+    assert bench.run_choice.value == "a"
+    bench.close()
+
+
+def test_a_folder_whose_runs_have_all_ended_is_watched_on(tmp_path: Path) -> None:
+    with Training(tmp_path / "a"):
+        pass
+    bench = on_folder(tmp_path)
+    assert "recording now" not in bench.title.value
+    with Training(tmp_path / "b"):
+        until(lambda: bench.run_choice.options == ("a", "b"))
+        until(lambda: "recording now" in bench.title.value)
+    until(lambda: "recording now" not in bench.title.value)
+    assert bench.ticker.running
+    bench.close()
+
+
+def test_a_folder_that_is_a_run_opens_as_that_run(training: Training) -> None:
+    session = Session(training.recorder.folder, model=training.net)
+    assert (session.kind, session.folder) == ("trajectory", None)
+    with pytest.raises(FileNotFoundError, match="no recorded runs"):
+        Session(training.recorder.folder / record.CHECKPOINTS)
+
+
 def test_what_looks_at_all_runs_is_read_again_when_any_has_grown(two: tuple[Training, Training]) -> None:
     bench = of_both(two)
     bench.probe.value = "Counts"
@@ -353,3 +437,45 @@ def test_a_page_that_is_closed_or_shows_another_run_looks_no_more(tmp_path: Path
         assert second.running
         page.close()
         assert not second.running
+
+
+def test_a_page_lists_the_runs_that_begin_and_stays_on_its_own(tmp_path: Path) -> None:
+    net = nn.Linear(1, 1, bias=False).double()
+
+    def opener(folder: Path) -> Any:
+        return lambda: Session(wb.Trajectory.open(folder), model=net)
+
+    with Training(tmp_path / "b"):
+        page = Page(lambda: {name: opener(folder) for name, folder in record.runs_in(tmp_path).items()})
+        until(lambda: page.session.latest is not None and not page.session.state.busy)
+        page.watch.stop()
+        page._watch(0.02)
+        session, watch = page.session, page.watch
+        assert (page.folder.options, page.folder.visible) == (["b"], False)
+        with Training(tmp_path / "a"):
+            until(lambda: page.folder.options == ["a", "b"])
+            assert page.folder.visible
+            assert (page.folder.value, page.session) == ("b", session)
+            page.folder.value = "a"
+            until(lambda: page.session is not session and page.session.latest is not None)
+            assert page.ticker.running, "it is being recorded"
+        assert watch.running
+        page.close()
+        assert not watch.running
+
+
+@given(st.lists(st.sets(st.sampled_from("abcd")), max_size=4), st.data())
+def test_the_list_is_what_is_there_and_what_is_chosen(rounds: list[set[str]], data: st.DataObject) -> None:
+    there = {"c"}
+    page = Page(lambda: {name: lambda: Session(Still()) for name in sorted(there)})
+    page.watch.stop()
+    for present in rounds:
+        there.clear()
+        there.update(present)
+        session, chosen = page.session, page.folder.value
+        page._sought()
+        assert set(page.folder.options) == present | {chosen}
+        assert (page.folder.value, page.session) == (chosen, session)
+        page.folder.value = data.draw(st.sampled_from(page.folder.options))
+        assert (page.session is session) == (page.folder.value == chosen)
+    page.close()

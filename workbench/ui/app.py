@@ -3,12 +3,13 @@
 ``serve(folder)`` serves the runs under a folder on this machine alone (loopback), without anything from the internet.
 Each browser tab has a session of its own. Readings are drawn in the page's own thread, one at a time, the newest first.
 A run that is being recorded is followed: new checkpoints and curves come into the page every two seconds, without a
-touch, until the recording ends, another run is chosen or the page is closed.
+touch, until the recording ends, another run is chosen or the page is closed. Runs that begin in the folder join the
+list of runs in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from workbench.trajectory import Trajectory
 from workbench.ui import form, look
 from workbench.ui.app_parts import Parts
 from workbench.ui.app_threads import Threads
-from workbench.ui.follow import PAUSE, Follower, Ticker
+from workbench.ui.follow import PAUSE, Finder, Follower, Ticker
 from workbench.ui.places import marked
 from workbench.ui.session import Session
 
@@ -48,7 +49,7 @@ def app(target: Any, *, model: Any = None, data: Any = None, loss: Any = None, t
     pn.extension("plotly", raw_css=[PAGE_SHEET])
     if not isinstance(target, str | Path):
         return Page({"": lambda: Session(target, model=model, data=data, loss=loss)}).view
-    return Page({name: _opener(folder, trust) for name, folder in runs_in(target).items()}).view
+    return Page(lambda: {name: _opener(folder, trust) for name, folder in runs_in(target).items()}).view
 
 
 def serve(
@@ -93,18 +94,26 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-class Page(Parts, Threads):
-    """One tab: a run chosen among ``openers``, its session, and the controls. ``view`` is what Panel shows."""
+Openers = Mapping[str, Callable[[], Session]]
 
-    def __init__(self, openers: dict[str, Callable[[], Session]]) -> None:
+
+class Page(Parts, Threads):
+    """One tab: a run chosen among ``openers``, its session, and the controls. ``view`` is what Panel shows.
+
+    Where ``openers`` is a function, it is asked again and again, and the list of runs goes with what it answers.
+    """
+
+    def __init__(self, openers: Openers | Callable[[], Openers]) -> None:
         import panel as pn
 
-        self._openers = openers
+        self.finder = Finder(openers if callable(openers) else lambda: openers)
+        self._openers: Openers = self.finder.found
+        self.watch: Ticker | None = None
         self._begin(pn.state.curdoc)
         self.session: Any = None
         self.follower: Follower | None = None
         self.ticker: Ticker | None = None
-        self._make_choosers(list(openers))
+        self._make_choosers(list(self._openers))
         self._make_answer()
         self._make_place()
         self._make_exits()
@@ -112,6 +121,8 @@ class Page(Parts, Threads):
         self._connect()
         # What other threads ask of a page that is still being made can be lost, so the work begins once it is there.
         pn.state.onload(self._guarded(self._open))
+        if callable(openers):
+            pn.state.onload(self._guarded(self._watch))
         pn.state.on_session_destroyed(lambda _: self.close())
 
     # Callbacks ------------------------------------------------------------------------------------------------------
@@ -140,7 +151,7 @@ class Page(Parts, Threads):
 
     def _open(self) -> None:
         """Open the chosen run in a session of its own and measure with the first probe."""
-        self.close()
+        self._leave()
         self.session = session = self._openers[self.folder.value or ""]()
         session.on_reading, session.on_state = self._heard, self._told
         session.job.ready = lambda: self._drawn.value == self._sent.value
@@ -158,7 +169,13 @@ class Page(Parts, Threads):
         self._follow()
 
     def close(self) -> None:
-        """Stop what measures and follows; the page cannot be used any more unless a run is chosen anew."""
+        """Stop what measures, follows and looks for runs; the page cannot be used any more."""
+        if self.watch is not None:
+            self.watch.stop()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Stop what measures and follows the chosen run."""
         if self.ticker is not None:
             self.ticker.stop()
         self.follower = self.ticker = None
@@ -342,6 +359,29 @@ class Page(Parts, Threads):
         self.head.object = look.title(self.session.target, live)
         if again:
             self._submit(again=True)
+
+    # Runs that begin --------------------------------------------------------------------------------------------------
+
+    def _watch(self, pause: float = PAUSE) -> None:
+        """Look for runs that begin in the folder, until the page is left."""
+        self.watch = Ticker(self._sought, lambda: self.finder.spent, pause)
+
+    def _sought(self) -> bool:
+        """One look at the folder, in the ticker's thread."""
+        self.finder.look()
+        if {*self.finder.found, self.folder.value} != set(self._openers):
+            self._later("runs", self._guarded(self._list))
+        return True
+
+    def _list(self) -> None:
+        """In the page's thread: list the runs that there are; the chosen one stays, also where it was deleted."""
+        chosen, there = self.folder.value, self.finder.found
+        self._openers = there if chosen in there else {**there, chosen: self._openers[chosen]}
+        self._quiet = True
+        try:
+            self.folder.param.update(options=list(self._openers), visible=len(self._openers) > 1)
+        finally:
+            self._quiet = False
 
     def _told(self, state: Any) -> None:
         def show() -> None:

@@ -15,7 +15,7 @@ import ipywidgets as ipw
 from workbench.draw.shared import LiveFigure
 from workbench.probe import Reading
 from workbench.ui import form, look
-from workbench.ui.bench_parts import BUDGETS, Page, card, heading, wide, word
+from workbench.ui.bench_parts import Parts, card, heading, word
 from workbench.ui.follow import PAUSE, Follower, Ticker
 from workbench.ui.place_card import PlaceCard
 from workbench.ui.places import Rest, marked
@@ -26,10 +26,10 @@ from workbench.ui.still import Still
 def explore(
     target: Any, *, probe: Any = None, model: Any = None, data: Any = None, loss: Any = None, store: Any = None
 ) -> Bench:
-    """Open a bench on a Subject, Pair, Trajectory or Runs, or on an experiment, and show it.
+    """Open a bench on a Subject, Pair, Trajectory or Runs, on an experiment, or on a folder of runs, and show it.
 
     Args:
-        target: what to look at.
+        target: what to look at; of a folder (a path) all recorded runs, also those that begin there later.
         probe: the probe to begin with, as ``wb.landscape.Plane(points=25)``.
         model: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
         data: the same for the examples.
@@ -50,7 +50,7 @@ def explore(
     return bench
 
 
-class Bench:
+class Bench(Parts):
     """The widgets of one session. ``view`` is what is shown; the other attributes are its parts, by name."""
 
     words: ClassVar[str] = "A Workbench bench: live where a kernel runs; elsewhere see the picture below."
@@ -75,32 +75,6 @@ class Bench:
 
     # Parts ----------------------------------------------------------------------------------------------------------
 
-    def _make_choosers(self) -> None:
-        session = self.session
-        steps = session.steps or (0,)
-        self.run_choice = ipw.Dropdown(options=session.labels, description="run", **wide()).add_class("wb-run-choice")
-        self.step = ipw.SelectionSlider(options=steps, value=steps[-1], description="checkpoint", **wide()).add_class(
-            "wb-step"
-        )
-        chosen = session.order.probe.name
-        self.probe = ipw.Dropdown(options=list(session.probes), value=chosen, description="probe", **wide())
-        self.probe.add_class("wb-probe")
-        self.about = ipw.HTML().add_class("wb-about-box")
-        self.form = ipw.VBox().add_class("wb-form-box")
-        self.seed = ipw.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **wide()).add_class("wb-seed")
-        self.budget = ipw.Dropdown(options=list(BUDGETS.items()), value=0.0, description="time limit", **wide())
-        self.budget.add_class("wb-budget")
-        # Value widgets, not buttons: a button's click waits while a cell runs, a value's change does not.
-        look_ = {"layout": ipw.Layout(flex="1 1 0", width="auto")}
-        self.run = ipw.ToggleButton(description="Run", icon="play", tooltip="Measure again", **look_).add_class(
-            "wb-run"
-        )
-        self.cancel = ipw.ToggleButton(description="Cancel", icon="stop", disabled=True, **look_).add_class("wb-cancel")
-        self.explain = ipw.ToggleButton(
-            description="?", tooltip="Explain the settings", layout=ipw.Layout(width="36px")
-        )
-        self.explain.add_class("wb-explain")
-
     def _make_answer(self) -> None:
         self.bar = ipw.FloatProgress(0.0, min=0.0, max=1.0, layout=ipw.Layout(width="auto")).add_class("wb-bar")
         self.progress = ipw.HTML().add_class("wb-progress")
@@ -112,18 +86,6 @@ class Bench:
         self.ask.add_class("wb-ask")
         self.opinion = ipw.HTML().add_class("wb-opinion-box")
         self.status = ipw.HTML().add_class("wb-status")
-
-    def _make_exits(self) -> None:
-        self.venue = ipw.Dropdown(options=["workbench"], description="venue", **wide()).add_class("wb-venue")
-        self.column = ipw.Dropdown(options=["half", "full"], description="column", **wide()).add_class("wb-column")
-        self.format = ipw.Dropdown(options=self.session.formats, description="format", **wide()).add_class("wb-format")
-        kinds = ["full", "anonymous", "none"]
-        self.provenance = ipw.Dropdown(options=kinds, description="provenance", **wide()).add_class("wb-provenance")
-        self.file = ipw.Text("figure", description="file", continuous_update=False, **wide()).add_class("wb-file")
-        self.export = ipw.ToggleButton(description="Export", icon="download", layout=ipw.Layout(width="auto"))
-        self.export.add_class("wb-export")
-        self.code = ipw.HTML(layout=ipw.Layout(flex="1 1 auto")).add_class("wb-code-box")
-        self.copy = Page().add_class("wb-copy")
 
     def _arranged(self) -> Any:
         buttons = ipw.HBox([self.run, self.cancel, self.explain]).add_class("wb-buttons")
@@ -313,6 +275,16 @@ class Bench:
         finally:
             self._quiet = False
 
+    def _show_runs(self) -> None:
+        if self.run_choice.options != self.session.labels:
+            self._quiet = True
+            try:
+                with self.run_choice.hold_sync():  # one message: new options alone would choose the first of them
+                    self.run_choice.options, self.run_choice.value = self.session.labels, self.session.order.run
+            finally:
+                self._quiet = False
+            self._show_code()
+
     def _show_code(self) -> None:
         self.copy.text = self.session.code()
         self.code.value = look.code(self.copy.text)
@@ -353,9 +325,10 @@ class Bench:
     # A training that goes on ------------------------------------------------------------------------------------------
 
     def follow(self, pause: float = PAUSE) -> None:
-        """Where the target is being recorded now: take in what is new, until that ends or the widgets are closed."""
-        if self.follower.goes_on and self.ticker is None:
-            self.title.value = look.title(self.session.target, live=True)
+        """Take in what is recorded from now on, until that ends (in a folder: never) or the widgets are closed."""
+        live = self.follower.goes_on
+        if (live or self.follower.watches) and self.ticker is None:
+            self.title.value = look.title(self.session.target, live)
             self.ticker: Ticker | None = Ticker(self._followed, lambda: self.follower.spent, pause)
 
     def close(self) -> None:
@@ -371,13 +344,14 @@ class Bench:
             return False
         goes_on = self.follower.goes_on  # asked before the look, so that the last look sees the whole record
         self._guarded(lambda: self._take_in(goes_on))()
-        return goes_on or self.follower.waits
+        return goes_on or self.follower.waits or self.follower.watches
 
     def _take_in(self, live: bool) -> None:
         self.follower.look()
         again = self.follower.due()
         if (self.step.options, self.step.value) != (self.session.steps, self.session.order.step):
             self._show_steps()
+        self._show_runs()
         self.title.value = look.title(self.session.target, live)
         if again:
             self._submit(again=True)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workbench import record
 from workbench.dynamics.lock import is_written
+from workbench.ui.targets import begun_in
 
 PAUSE = 2.0
 """Seconds between two looks at the folder."""
@@ -24,10 +26,11 @@ class Follower:
     """Takes in what trainings record into the trajectories of a session, for as long as one of them goes on.
 
     ``session`` is a :class:`~workbench.ui.session.Session` on a Trajectory, or on Runs of them. :meth:`look` has its
-    target opened anew; :meth:`due` says whether what is chosen shall be measured again: a probe of the whole path, or
-    of all runs, whenever something was recorded there, a probe of one model where the last checkpoint was chosen and
-    another has become the last. What runs is never given up for it, and the bench rests afterwards for as long as the
-    measurement took, so that the training is not starved.
+    target opened anew; in a session on a folder, runs that have begun there are taken in as well. :meth:`due` says
+    whether what is chosen shall be measured again: a probe of the whole path, or of all runs, whenever something was
+    recorded there, a probe of one model where the last checkpoint was chosen and another has become the last. What runs
+    is never given up for it, and the bench rests afterwards for as long as the measurement took, so that the training
+    is not starved.
     """
 
     def __init__(self, session: Any) -> None:
@@ -52,6 +55,11 @@ class Follower:
         return any(is_written(folder) for folder in map(_folder, self._paths.values()) if folder is not None)
 
     @property
+    def watches(self) -> bool:
+        """Whether another run may begin at any time."""
+        return self._session.folder is not None
+
+    @property
     def waits(self) -> bool:
         """Whether something was taken in that :meth:`due` has not decided on yet."""
         return bool(self._news) or self._stood is not None
@@ -65,19 +73,30 @@ class Follower:
             self.spent = time.monotonic() - began
 
     def _look(self) -> bool:
-        session, before = self._session, self._session.steps
+        session, before, begun = self._session, self._session.steps, self._admit()
         newer = {label: path.refresh() for label, path in self._paths.items()}
         stamps = {label: _stamp(path) for label, path in newer.items()}
         grown = {label for label, stamp in stamps.items() if stamp != self._stamps[label]}
-        if not grown:
+        if not grown | begun:
             return False
         run = session.order.run
         if run in grown and newer[run].steps != before and before[-1:] == (session.order.step,):
             self._stood = (run, session.order.step)
         for label in grown:
             session.renew(newer[label], label, _gone(self._stamps[label], stamps[label]))
-        self._stamps, self._news = stamps, self._news | grown
+        self._stamps, self._news = stamps, self._news | grown | begun
         return True
+
+    def _admit(self) -> set[str | None]:
+        """Take in the runs that have begun since the last look, and say which."""
+        session, found = self._session, dict[str, Any]()
+        if session.folder is not None:
+            with suppress(OSError, ValueError):  # a record that cannot be opened (yet) is none, and hides no other
+                found = begun_in(session.folder, session.given, session.labels)
+        for label, path in found.items():
+            session.renew(path, label)
+            self._stamps[label] = _stamp(path)
+        return set(found)
 
     def due(self) -> bool:
         """Whether to measure again now; the step has then been moved to the newest where that is what was wanted."""
@@ -128,6 +147,20 @@ def _gone(before: Any, now: Any) -> set[int]:
     """The steps whose checkpoint was deleted or written anew, as a resumed training does."""
     new = dict(zip(now[0], now[1], strict=True))
     return {step for step, stamp in zip(before[0], before[1], strict=True) if new.get(step) != stamp}
+
+
+class Finder:
+    """What can be opened in a folder, by name, at the last look: runs begin there, and are deleted."""
+
+    def __init__(self, find: Callable[[], Mapping[str, Any]]) -> None:
+        self._find, self.found, self.spent = find, dict(find()), 0.0
+
+    def look(self) -> None:
+        """Look again; a folder that cannot be read is as it was."""
+        began = time.monotonic()
+        with suppress(OSError):
+            self.found = dict(self._find())
+        self.spent = time.monotonic() - began
 
 
 class Ticker:

@@ -38,15 +38,22 @@ def _imports(probe: Probe[Any]) -> list[str]:
 
 
 def _opening(session: Any) -> list[str]:
-    """The line that opens a recorded folder; other targets have no file to be opened from."""
+    """The line that opens a recorded folder, or the runs below it; other targets have no file to be opened from."""
     target = session.target
+    if session.folder is not None:
+        opened = f'wb.Trajectory.open(f"{session.folder.as_posix()}/{{label}}"){_using(session)}'
+        return [f"runs = wb.Runs({{label: {opened} for label in {list(session.labels)!r}}})"]
     folder = getattr(getattr(target, "source", None), "folder", None)
     if session.kind != "trajectory" or folder is None:
         return []
     trust = ", trust=True" if target.trust else ""
+    return [f'trajectory = wb.Trajectory.open("{Path(folder).as_posix()}"{trust}){_using(session)}']
+
+
+def _using(session: Any) -> str:
+    """What was given for the steps of a trajectory."""
     using = ", ".join(f"{k}={v!r}" if isinstance(v, str) else f"{k}={k}" for k, v in session.given.items())
-    opened = f'trajectory = wb.Trajectory.open("{Path(folder).as_posix()}"{trust})'
-    return [opened + (f".using({using})" if using else "")]
+    return f".using({using})" if using else ""
 
 
 def _looked_at(session: Any, order: Any) -> str:

@@ -24,7 +24,7 @@ from workbench.probe import Probe, Reading
 from workbench.several import Runs
 from workbench.ui import scripts
 from workbench.ui.places import Place, Places
-from workbench.ui.targets import KINDS, kind_seen, nearest, store_of, target_of
+from workbench.ui.targets import KINDS, folder_of, kind_seen, nearest, store_of, target_of
 
 OPENS_WITH = ("HessianSpectrum", "EigenspaceOverlap", "Along")
 """What a bench shows first, the first of these that fits: quick, and what most people come for."""
@@ -58,7 +58,7 @@ class Session:
     """One person's work on one target: what is chosen now, what may be chosen, and the job that answers.
 
     Args:
-        target: a Subject, Pair, Trajectory, Runs, Recorder (what it has recorded) or experiment.
+        target: a Subject, Pair, Trajectory, Runs, Recorder (what it has recorded) or experiment, or a folder of runs.
         model, data, loss: what the record of a Trajectory lacks, or instead of what it has; as in ``wb.Subject``.
         store: where readings are kept and asked for, a ``wb.Store``; the run's own when None; False for none.
         probe: the probe to begin with, with its settings; None: the first of ``OPENS_WITH`` that fits.
@@ -84,6 +84,7 @@ class Session:
     ) -> None:
         self.given = {k: v for k, v in {"model": model, "data": data, "loss": loss}.items() if v is not None}
         self.target: Any = target_of(target, self.given)
+        self.folder = folder_of(target)
         self.kind: str = self.target.kind
         self.on_reading, self.on_state = on_reading, on_state
         self._lock, self._open, self._settings = threading.RLock(), OrderedDict[Any, Any](), dict[str, Probe[Any]]()
@@ -186,7 +187,10 @@ class Session:
         self.order = dataclasses.replace(self.order, place=place)
 
     def renew(self, path: Any, run: str | None = None, gone: Collection[int] = ()) -> None:
-        """Take a trajectory, or that of one run, as it is on disk now; models of steps that are ``gone`` are let go."""
+        """Take a trajectory, or that of one run, as it is on disk now; models of steps that are ``gone`` are let go.
+
+        A run that is new comes last, and nothing that is chosen changes.
+        """
         with self._lock:
             for where in [w for w in self._open if w[0] == run and w[1] in gone]:
                 del self._open[where]
