@@ -10,7 +10,7 @@ from pytest import approx
 from torch import nn
 
 from workbench.subject import Subject
-from workbench.zoo.pathways import Gate, align, examples_of, mapping, pathways
+from workbench.zoo.pathways import Gate, PathwayStack, align, examples_of, mapping, pathways
 
 
 def test_every_pathway_begins_with_singular_values_of_the_scale_and_weights_of_its_own() -> None:
@@ -75,3 +75,31 @@ def test_a_gate_closes_a_pathway_for_its_window_and_training_leaves_it_alone_mea
     never = Gate(net, path=0, onset=0, removal=0)
     assert not never.closed
     assert net.gates.tolist() == [1, 1]
+
+
+def test_nets_of_a_stack_take_the_steps_that_each_would_take_alone() -> None:
+    target = mapping((3.0, 2.0), 4, seed=1)
+    (x, y), nets = examples_of(target), [pathways((4, 5, 4), paths=3, seed=k).double() for k in (3, 8)]
+    before = [{n: p.detach().clone() for n, p in net.named_parameters()} for net in nets]
+    stack = PathwayStack(nets, target, 0.05)
+    together = Gate(stack, 1, 2, 6)
+    gates, optimizers = [Gate(net, 1, 2, 6) for net in nets], [torch.optim.SGD(n.parameters(), lr=0.05) for n in nets]
+    for _ in range(12):
+        assert torch.equal(stack.gates, nets[0].gates)
+        losses = [(net(x) - y).square().sum(1).mean() / 2 for net in nets]
+        expected = torch.stack([loss.detach() for loss in losses])
+        torch.testing.assert_close(stack.losses(), expected)
+        torch.testing.assert_close(stack.descend(), expected)
+        together.after_step()
+        for loss, optimizer, gate in zip(losses, optimizers, gates, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            gate.after_step()
+    held = stack.weights()
+    for found, net, first in zip(held, nets, before, strict=True):
+        wanted = {n: p.detach() for n, p in net.named_parameters()}
+        torch.testing.assert_close(found, wanted)
+        assert all((found[n] - first[n]).abs().max() > 1e-3 for n in found)
+    stack.descend()
+    torch.testing.assert_close(held[0], {n: p.detach() for n, p in nets[0].named_parameters()}, msg="a copy")

@@ -126,13 +126,13 @@ class Gate(Intervention):
     ``deficit``, which CriticalPeriods reads.
 
     Args:
-        net: its gate is set at once, and after each step.
+        net: its gate, or that of each net of a stack, is set at once, and after each step.
         path: number of the pathway.
         onset: steps before it closes.
         removal: steps before it opens again; not above ``onset``: it never closes.
     """
 
-    def __init__(self, net: Pathways, path: int = 1, onset: int = 0, removal: int = 200) -> None:
+    def __init__(self, net: Pathways | PathwayStack, path: int = 1, onset: int = 0, removal: int = 200) -> None:
         self._net, self._path, self._window, self._count = net, path, (onset, removal), 0
         self._set()
 
@@ -156,3 +156,54 @@ def _product(path: nn.Module) -> Tensor:
     for weight in rest:
         first = weight @ first
     return first
+
+
+class PathwayStack:
+    """Copies of Pathways of one shape that learn one map side by side, by plain gradient descent on ½ ‖M - target‖_F².
+
+    That is "half_mse" on :func:`examples_of` the target, without the examples. Every net takes the steps that it would
+    take alone, to rounding; all have the same ``gates`` (paths,), so that one :class:`Gate` closes a pathway of each.
+
+    Args:
+        nets: at least one, of equal shapes, with ungated pathways; they stay as they are.
+        target: the map (out, in), brought to the weights' type.
+        rate: learning rate.
+    """
+
+    def __init__(self, nets: Sequence[Pathways], target: Tensor, rate: float) -> None:
+        held = [list(net.parameters()) for net in nets]
+        self.names = [name for name, _ in nets[0].named_parameters()]
+        self.paths, self.rate = len(nets[0].paths), rate
+        self.gates = torch.ones(self.paths)
+        rows = [torch.stack([one[k].detach() for one in held]) for k in range(len(self.names))]
+        depth = len(rows) // self.paths
+        # One tensor a layer, (nets, paths, out, in): a step is one chain of products for all nets and pathways.
+        self._layers = [torch.stack(rows[k::depth], 1).requires_grad_() for k in range(depth)]
+        self._target = target.to(rows[0])
+
+    @torch.enable_grad()
+    def descend(self) -> Tensor:
+        """Take one step; returns the loss of each net before it, (nets,)."""
+        losses = self._losses()
+        slopes = torch.autograd.grad(losses.sum(), self._layers)
+        with torch.no_grad():
+            for weight, slope in zip(self._layers, slopes, strict=True):
+                weight.sub_(slope, alpha=self.rate)
+        return losses.detach()
+
+    @torch.no_grad()
+    def losses(self) -> Tensor:
+        """½ ‖M - target‖_F² of each net, (nets,)."""
+        return self._losses()
+
+    def _losses(self) -> Tensor:
+        product, *rest = self._layers
+        for weight in rest:
+            product = weight @ product
+        whole = (self.gates.to(product)[:, None, None] * product).sum(1)
+        return (whole - self._target).square().sum((1, 2)) / 2
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """A copy of each net's weights as they are now, by their names in Pathways."""
+        rows = [t for path in range(self.paths) for t in (layer.detach()[:, path].clone() for layer in self._layers)]
+        return [dict(zip(self.names, one, strict=True)) for one in zip(*rows, strict=True)]
