@@ -62,6 +62,36 @@ def test_it_is_grokking_from_a_ratio_of_ten_on(memorised: float, grokked: float,
     assert bool(Grokking().run(path(memorised, grokked)).data.run_grokked[0]) is wanted
 
 
+@pytest.mark.parametrize(
+    ("memorised", "grokked", "number", "words"),
+    [
+        (math.inf, math.inf, 0, "confusion"),
+        (math.inf, 1000, 0, "confusion"),
+        (200, math.inf, 1, "memorisation"),
+        (200, 5000, 2, "grokking"),
+        (200, 1000, 3, "comprehension"),
+        (1000, 200, 3, "comprehension"),
+    ],
+)
+def test_a_training_ends_in_one_of_four_phases(memorised: float, grokked: float, number: int, words: str) -> None:
+    reading = Grokking().run(path(memorised, grokked))
+    assert reading.data.run_phase.item() == number
+    assert reading.summary["phase"] == words
+
+
+def test_phases_are_counted_over_runs_and_soon_is_a_setting() -> None:
+    runs = Runs({"a": path(200, 5000), "b": path(200, 1000), "c": path(200, math.inf), "d": path(10, 1000)})
+    assert Grokking().run(runs).summary["phase"] == "1 memorisation, 1 grokking, 2 comprehension"
+    assert Grokking(soon=800).run(runs).data.run_phase.values.tolist() == [2, 3, 1, 2]
+
+
+def test_scores_that_were_never_known_are_in_no_phase() -> None:
+    lines = tuple(Line(s, 0.0, values={"train_accuracy": 1.0, "test_accuracy": math.nan}) for s in STEPS)
+    reading = Grokking().run(Trajectory(Held("run", lines)))
+    assert math.isnan(reading.data.run_phase.item())
+    assert reading.summary["phase"] == "unknown"
+
+
 def test_what_never_generalises_is_censored_and_says_what_its_ratio_exceeds() -> None:
     reading = Grokking().run(path(200, math.inf))
     assert np.isnan(reading.data.delay_ratio)

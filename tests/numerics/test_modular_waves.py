@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.numerics.modular import frequency_power, gini, holding, parallelograms, standardised
+from workbench.numerics.modular import (
+    effective_hessian,
+    frequency_power,
+    gini,
+    grokking_rate,
+    holding,
+    parallelograms,
+    standardised,
+)
 
 vectors = st.tuples(st.integers(2, 13), st.integers(1, 4), st.integers(0, 999)).map(
     lambda t: np.random.default_rng(t[2]).normal(size=t[:2])
@@ -79,3 +87,59 @@ def test_dims_that_do_not_vary_are_left_out() -> None:
     assert standardised(rows) == pytest.approx(np.array([[-1.0, -1.0], [0, 0], [1, 1]]))
     with pytest.raises(ValueError, match="two tokens"):
         frequency_power(rows[:1])
+
+
+# ------------------------------------------------------------------------------------------------ the effective loss
+
+
+@given(st.integers(3, 9), st.integers(0, 999), st.floats(0.2, 1.0))
+def test_the_effective_hessian_is_that_of_a_plain_sum_over_parallelograms(p: int, seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    chosen = [(i, j) for i in range(p) for j in range(p) if rng.random() < share]
+    unordered = sorted({(min(pair), max(pair)) for pair in chosen})
+    each = [(a, b) for a, b in itertools.combinations(unordered, 2) if sum(a) == sum(b)]
+    found = effective_hessian(chosen, p)
+    if not each:
+        assert np.isnan(found).all()
+        return
+    x, e = rng.normal(size=p), np.eye(p)
+
+    def loss(y: np.ndarray) -> float:
+        return sum((y[i] + y[j] - y[m] - y[n]) ** 2 for (i, j), (m, n) in each) / len(each)
+
+    assert x @ found @ x / 2 == pytest.approx(loss(x), abs=1e-12)
+    mixed = [[(loss(a + b) - loss(a - b)) / 2 for b in e] for a in e]  # exact for a quadratic form
+    assert found == pytest.approx(np.array(mixed), abs=1e-9)
+    assert found @ np.ones(p) == pytest.approx(0, abs=1e-9)
+    assert found @ np.arange(p) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_rate_of_three_tokens_is_known_and_one_pair_too_few_leaves_none() -> None:
+    """The one parallelogram 0 + 2 = 1 + 1 gives H = 2 a aᵀ with a = (1, -2, 1), of eigenvalue 12."""
+    line = np.array([[0.0, 1], [1, 1], [2, 1]])
+    assert grokking_rate([(0, 2), (1, 1)], line) == pytest.approx(12 / 8)
+    assert grokking_rate([(0, 2), (1, 1), (2, 0), (0, 1)], 2 * line) == pytest.approx(12 / 32)
+    assert math.isnan(grokking_rate([(0, 2), (0, 1)], line))
+    assert grokking_rate([(0, 2), (1, 1)], np.vstack([line, [[3.0, 1]]])) == 0, "token 3 lies wherever it lies"
+    assert math.isnan(grokking_rate([(0, 2), (1, 1)], line * np.nan))
+
+
+def test_gradient_descent_on_the_effective_loss_takes_vectors_to_a_line_at_this_rate() -> None:
+    p, rng = 6, np.random.default_rng(4)
+    chosen = [pair for pair in itertools.combinations_with_replacement(range(p), 2) if rng.random() < 0.8]
+    x = np.column_stack([np.arange(p) + 0.05 * rng.normal(size=p), 0.05 * rng.normal(size=p)])
+    each = [(a, b) for a, b in itertools.combinations(chosen, 2) if sum(a) == sum(b)]
+    size, far = float((x**2).sum()), []
+    rate = grokking_rate(chosen, x)
+    line = np.column_stack([np.ones(p), np.arange(p)])
+    for _ in range(4000):
+        slope = np.zeros_like(x)
+        for (i, j), (m, n) in each:
+            gap = x[i] + x[j] - x[m] - x[n]
+            for k, sign in ((i, 1), (j, 1), (m, -1), (n, -1)):
+                slope[k] += sign * 2 * gap / (len(each) * size)
+        x = x - 0.5 * slope
+        far.append(np.linalg.norm(x - line @ np.linalg.lstsq(line, x, rcond=None)[0]))
+    late = np.log(far[1999] / far[3999]) / (2000 * 0.5)
+    assert rate > 0
+    assert late == pytest.approx(rate, rel=0.02)

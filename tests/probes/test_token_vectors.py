@@ -56,6 +56,18 @@ def test_tokens_on_a_line_close_their_parallelograms(power: int, held: int) -> N
     assert reading.summary["representation_quality"] == pytest.approx(held / 70)
 
 
+def test_the_grokking_rate_is_that_of_the_training_pairs() -> None:
+    """Pairs 0 + 2 and 1 + 1 of three tokens on 0, 1, 2: 12 over the sum of squares."""
+    net = nn.Sequential(nn.Embedding(3, 1), nn.Flatten(), nn.Linear(2, 2, bias=False)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[0.0], [1], [2]]))
+    both = Subject(net, (torch.tensor([[0, 2], [1, 1], [2, 1]]), torch.tensor([0, 1, 0])))
+    reading = RepresentationQuality().run(both)
+    assert reading.summary["grokking_rate"] == pytest.approx(12 / 5)
+    assert np.isnan(RepresentationQuality(modular=True).run(both).data.grokking_rate)
+    assert np.isnan(RepresentationQuality().run(line([0.0, 1, 2])).data.grokking_rate), "single tokens are no pairs"
+
+
 def test_the_plane_keeps_distances_that_lie_in_it() -> None:
     plane = RepresentationQuality().run(line([0.0, 1, 4, 5, 9])).data.plane.values
     gaps = np.diff(plane[:, 0]) / np.diff([0.0, 1, 4, 5, 9])

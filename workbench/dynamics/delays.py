@@ -18,6 +18,8 @@ COVERED = 0.95
 """Share of them that an interval holds."""
 RESAMPLED = ("step_generalise", "delay", "delay_ratio")
 """Numbers that have an interval over resampled test sets."""
+PHASES = ("confusion", "memorisation", "grokking", "comprehension")
+"""How a training can end, by number: learns nothing, by heart alone, by heart and much later the rest, or at once."""
 _BLOCK = 50
 
 
@@ -166,3 +168,19 @@ def over_runs(pairs: Floats, never: NDArray[np.bool_]) -> tuple[float, float]:
     ends = [np.quantile(values[there], (0.25, 0.75), method=side) for side in ("lower", "higher")]
     reach = float(np.diff(sum(ends) / 2)[0]) / 2 if np.isfinite(ends).all() else np.nan  # half between quartiles
     return middle, max(reach, float(np.nanmedian(pairs[:, 1]))) if np.isfinite(reach) else np.nan
+
+
+def phase(train: Crossing, test: Crossing, soon: float) -> int:
+    """The number in :data:`PHASES` of a training: a test score that follows within ``soon`` steps is comprehension."""
+    if np.isnan(train.step):
+        return 0
+    if np.isnan(test.step):
+        return 1
+    return 2 if test.step - train.step > soon else 3
+
+
+def phases_in_words(numbers: Floats) -> str:
+    """How many runs ended in which phase; the phase alone of one run, and unknown ones left out."""
+    counts = [(int((numbers == k).sum()), name) for k, name in enumerate(PHASES)]
+    there = [(count, name) for count, name in counts if count]
+    return ", ".join(name if len(numbers) == 1 else f"{count} {name}" for count, name in there) or "unknown"

@@ -13,10 +13,20 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.dynamics.delays import RESAMPLED, Retested, grokked, numbers_of, over_runs, retested
+from workbench.dynamics.delays import (
+    RESAMPLED,
+    Retested,
+    grokked,
+    numbers_of,
+    over_runs,
+    phase,
+    phases_in_words,
+    retested,
+)
 from workbench.dynamics.described import TAKEN
+from workbench.dynamics.grokking_panels import interval, norm_panel, title
 from workbench.dynamics.tasks import members_of
-from workbench.figure import AnyMark, Axis, Band, Figure, Line, Panel, Points, Role, Rule, fitting, step_axis
+from workbench.figure import AnyMark, Axis, Figure, Line, Panel, Role, Rule, fitting, step_axis
 from workbench.numerics.crossings import CONFIRM, Crossing, below_geometric_mean, known, sustained
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
@@ -76,7 +86,9 @@ class Grokking(Probe[Any]):
     How to read it: a run has grokked (``run_grokked``) when the ratio is at least ``least_ratio``, the test score at
     memorising was at most half-way from ``chance`` to its last value, and its last reaches the threshold;
     ``run_grokked_share`` is the share of resampled test sets on which it would have, where ``test_examples`` is given:
-    far from 0 and 1, the test set is too small to tell. A run that never generalises is censored: its delay and ratio
+    far from 0 and 1, the test set is too small to tell. ``run_phase`` is coarser, as the effective theory has it:
+    confusion (never memorises), memorisation (never generalises), grokking (more than ``soon`` steps later), or
+    comprehension; there, ``threshold`` is 0.9. A run that never generalises is censored: its delay and ratio
     are nan, and ``run_delay_least`` and ``run_delay_ratio_least`` say what they exceed. Over runs the headline is the
     median, in which a censored one counts as infinite: nan where it falls among these.
 
@@ -94,8 +106,8 @@ class Grokking(Probe[Any]):
     (``run_delay_low`` to ``run_delay_high``, likewise for the others; infinite where 2.5 % of them never generalise);
     over runs, half the distance between quartiles where that is larger.
 
-    Source: Power et al. 2022 (arXiv:2201.02177); Liu et al. 2023 (arXiv:2210.01117) for the norm; the bootstrap of
-    Efron 1979.
+    Source: Power et al. 2022 (arXiv:2201.02177); Liu et al. 2023 (arXiv:2210.01117) for the norm; Liu et al. 2022
+    (arXiv:2205.10343) for phases; the bootstrap of Efron 1979.
     """
 
     looks_at: ClassVar[Look] = "trajectory"
@@ -105,6 +117,7 @@ class Grokking(Probe[Any]):
         Variable("run_delay_least", ("run",), "what the delay is at least, where it ended before", "steps"),
         Variable("run_delay_ratio_least", ("run",), "what the delay ratio is at least, where it ended before"),
         Variable("run_step_signal", ("run",), "step at which the early-warning signal crosses", "steps"),
+        Variable("run_phase", ("run",), "0 confusion, 1 memorisation, 2 grokking, 3 comprehension"),
         Variable("run_grokked", ("run",), "whether the run grokked", kind="bool"),
         Variable("run_grokked_share", ("run",), "share of resampled test sets on which it grokked"),
         Variable("false_alarms", (), "share of runs that never generalise in which the signal crosses"),
@@ -121,6 +134,9 @@ class Grokking(Probe[Any]):
     test: Annotated[str, Doc("Recorded score of the test examples.")] = "test_accuracy"
     threshold: Annotated[float, Range(0.0, 1.0, step=0.01), Doc("Score that counts as learned.")] = 0.99
     least_ratio: Annotated[float, Range(1.0, 1e6, soft=(2, 100)), Doc("Delay ratio from which it is grokking.")] = 10.0
+    soon: Annotated[int, Range(0, 10**9, soft=(10, 10_000)), Doc("Delay in steps up to which it is comprehension.")] = (
+        1000
+    )
     train_loss: Annotated[str, Doc("Recorded loss of the training examples; unknown where it is not recorded.")] = (
         "train_loss"
     )
@@ -158,11 +174,12 @@ class Grokking(Probe[Any]):
             made |= {name: float(data[name]), f"{name}_error": float(data[f"{name}_error"])}
         if self.test_examples is not None:
             made["grokked_share"] = float(data.run_grokked_share.mean())
+        made["phase"] = phases_in_words(data.run_phase.values)
         return made | {"grokked": f"{int(data.run_grokked.sum())} of {data.sizes['run']}"}
 
     def figure(self, data: xr.Dataset) -> Figure:
         """Scores on a log axis with both crossings (a band: 95 % of test sets), losses, and the norm of the weights."""
-        marks = [*_interval(data), *self._lines(data, "", (self.train, self.test))]
+        marks = [*interval(data), *self._lines(data, "", (self.train, self.test))]
         steps = (float(data[name]) for name in ("step_memorise", "step_generalise"))
         marks += [Rule(step, "x") for step in steps if np.isfinite(step)]
         scores = Panel(tuple(marks), step_axis(), Axis("score"))
@@ -170,7 +187,7 @@ class Grokking(Probe[Any]):
         losses = [data[f"loss_{name}"].values for name, _ in _SCORES]
         low = Panel(tuple(curves), step_axis(), fitting("loss", "log", *losses))
         seen = any(np.isfinite(values).any() for values in losses)
-        return Figure((scores, *((low,) if seen else ()), _norm_panel(data)), title=_title(data))
+        return Figure((scores, *((low,) if seen else ()), norm_panel(data)), title=title(data))
 
     def _lines(self, data: xr.Dataset, prefix: str, names: tuple[str, str]) -> list[AnyMark]:
         marks: list[AnyMark] = []
@@ -187,27 +204,6 @@ class Grokking(Probe[Any]):
         one = sum(t.numel() * t.element_size() for t in path.weights(path.steps[0]).values())
         curves = 16 * len(members) * sum(len(m.source.lines()) for m in members.values())
         return Cost(2 * one + curves, None, f"each of {sum(len(m.steps) for m in members.values())} checkpoints once")
-
-
-def _title(data: xr.Dataset) -> str:
-    value, error = float(data.delay_ratio), float(data.delay_ratio_error)
-    return f"delay ratio {value:.3g} ± {error:.2g}" if np.isfinite(value) else "delay ratio unknown"
-
-
-def _interval(data: xr.Dataset) -> list[AnyMark]:
-    """Where one run may have generalised, as resampled test sets say."""
-    ends = [float(data[f"run_step_generalise_{end}"][0]) for end in ("low", "high")]
-    if data.sizes["run"] > 1 or not np.isfinite(ends).all():
-        return []
-    return [Band(ends, [0.0, 0.0], [1.0, 1.0])]
-
-
-def _norm_panel(data: xr.Dataset) -> Panel:
-    marks: list[AnyMark] = []
-    for i in range(data.sizes["run"]):
-        at, values = known(data["checkpoint"].values, data.weight_norm.values[i])
-        marks.append(Points(at, values) if len(at) == 1 else Line(at, values))
-    return Panel(tuple(marks), step_axis(), Axis("weight norm"))
 
 
 class _Found:
@@ -299,6 +295,7 @@ class _Found:
             "run_delay_least": [self._least(label)[0] for label in self.runs],
             "run_delay_ratio_least": [self._least(label)[1] for label in self.runs],
             "run_step_signal": [found["signal"].step for found in self.runs.values()],
+            "run_phase": [self._phase(label) for label in self.runs],
             "run_grokked": [self._grokked(label) for label in self.runs],
             "false_alarms": self._false_alarms(),
         }
@@ -344,6 +341,11 @@ class _Found:
     def _grokked(self, label: str) -> bool:
         probe, found, (at, score) = self.probe, self.runs[label], self._curve(label, self.probe.test)
         return grokked(at, score, found["test"], found["train"], probe.threshold, probe.least_ratio, probe.chance)
+
+    def _phase(self, label: str) -> float:
+        found, names = self.runs[label], (self.probe.train, self.probe.test)
+        evaluated = all(len(self._curve(label, name)[0]) for name in names)
+        return float(phase(found["train"], found["test"], self.probe.soon)) if evaluated else np.nan
 
     def _false_alarms(self) -> float:
         quiet = [found for found in self.runs.values() if np.isnan(found["test"].step)]

@@ -1,4 +1,4 @@
-"""Waves over tokens 0 to p-1: the power of each frequency, how concentrated it is, and parallelograms of vectors."""
+"""Waves over tokens 0 to p-1 and their concentration; parallelograms of vectors, and how fast training closes them."""
 
 from __future__ import annotations
 
@@ -72,3 +72,39 @@ def parallelograms(vectors: ArrayLike, tolerance: float, modulus: bool = False) 
             held += int((((pairs[k:] - pairs[:-k]) ** 2).sum(1) < limit).sum())
             total += len(pairs) - k
     return held, total
+
+
+def effective_hessian(pairs: ArrayLike, tokens: int) -> Floats:
+    """Second derivative (p, p) of Σ (E_i + E_j - E_m - E_n)² / parallelograms in one dim of the vectors E of p tokens.
+
+    The sum is over the parallelograms that training ``pairs`` (n, 2) of tokens make: any two different ones, in
+    whichever order their tokens come, of the same sum i + j = m + n. Over Σ ‖E_k‖² it is the Hessian of the effective
+    loss, whose flow moves each dim of E on its own. Constants and multiples of the token's number are in its kernel.
+    With rows b_k = e_i + e_j of the r pairs of one sum, Σ_(k<l) (b_k - b_l)(b_k - b_l)ᵀ = r Σ b_k b_kᵀ - (Σ b_k)(Σ
+    b_k)ᵀ, so that no parallelogram is visited. Cost O((n + p) p²). nan without any parallelogram.
+
+    Source: Liu et al. 2022 (arXiv:2205.10343).
+    """
+    chosen = np.unique(np.sort(np.asarray(pairs, dtype=np.int64).reshape(-1, 2), axis=1), axis=0)
+    sums, found, total = chosen.sum(1), np.zeros((tokens, tokens)), 0
+    for one in np.unique(sums):
+        rows = np.zeros((int((sums == one).sum()), tokens))
+        np.add.at(rows, (np.arange(len(rows))[:, None], chosen[sums == one]), 1.0)
+        found += len(rows) * rows.T @ rows - np.outer(rows.sum(0), rows.sum(0))
+        total += len(rows) * (len(rows) - 1) // 2
+    return 2 * found / total if total else np.full((tokens, tokens), np.nan)
+
+
+def grokking_rate(pairs: ArrayLike, vectors: ArrayLike) -> float:
+    """Third-smallest eigenvalue of the effective loss's Hessian: how fast vectors (p, d) fall in line, at least.
+
+    Gradient flow on the effective loss takes them to a line in the tokens' order at this rate, each unit of time being
+    one over the learning rate of the vectors; at 0, which is what is left to rounding, training pairs do not decide
+    where all tokens lie. nan without parallelograms, or for vectors that are not finite or all 0.
+    """
+    rows = np.asarray(vectors, dtype=np.float64)
+    hessian, size = effective_hessian(pairs, len(rows)), float(np.square(rows).sum())
+    if not (np.isfinite(hessian).all() and 0 < size < np.inf and len(rows) > 2):
+        return float("nan")
+    values = np.linalg.eigvalsh(hessian)
+    return float(values[2]) / size if values[2] > 1e-12 * values[-1] else 0.0

@@ -12,7 +12,7 @@ import xarray as xr
 
 from workbench.activations import token_vectors
 from workbench.figure import Axis, Figure, Panel, Points, Text
-from workbench.numerics.modular import parallelograms, standardised
+from workbench.numerics.modular import grokking_rate, parallelograms, standardised
 from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, Value, Variable
 from workbench.schema import Doc, Range
@@ -29,16 +29,21 @@ class RepresentationQuality(Probe[Subject]):
     What it measures: over all tokens i < j ≤ m < n with i + n = j + m, the share with
     mean_d (E_i + E_n - E_j - E_m)² < ``tolerance``, for vectors E standardised in each dim (mean 0, standard deviation
     1); with ``modular``, over pairs of pairs with equal sums modulo p. ``plane`` holds the tokens on the two strongest
-    directions of their vectors.
+    directions of their vectors. ``grokking_rate`` is the third-smallest eigenvalue of the Hessian of the effective loss
+    Σ ‖E_i + E_j - E_m - E_n‖² / (P Σ_k ‖E_k‖²) over the P parallelograms that training pairs (the first two columns of
+    the inputs) make, with the vectors as they are.
 
     How to read it: 1 when vectors lie evenly on a line in the tokens' order, where a net that adds vectors must
-    generalise; the effective theory of grokking has it rise as test accuracy does.
+    generalise; the effective theory of grokking has it rise as test accuracy does, and 1/``grokking_rate`` be the time
+    that this takes, in steps times the learning rate of the vectors. At rate 0 the training pairs leave it open where
+    some tokens lie.
 
     What it costs: O(p³ d) for p tokens, and one pass over the examples for the loss beside it.
 
     When it misleads: it has no meaning without an order of the tokens. On a circle, where modular addition is learned,
     sums of equal pairs share their direction and not their length, so that few parallelograms close, also with
-    ``modular``: look at ``plane``, and at FourierConcentration.
+    ``modular``: look at ``plane``, and at FourierConcentration. The rate is nan there, as it is where inputs are no
+    pairs of tokens. It is of a theory in which the decoder follows at once: compare it among trainings of one kind.
 
     Errors: exact.
 
@@ -48,6 +53,7 @@ class RepresentationQuality(Probe[Subject]):
     variables: ClassVar[tuple[Variable, ...]] = (
         Variable("representation_quality", (), "share of parallelograms that close"),
         Variable("parallelograms", (), "number of parallelograms"),
+        Variable("grokking_rate", (), "third-smallest eigenvalue of the effective loss's Hessian"),
         Variable("plane", ("token", "direction"), "tokens on their two strongest directions"),
         Variable("train_loss", (), "loss on the examples"),
     )
@@ -73,6 +79,8 @@ class RepresentationQuality(Probe[Subject]):
         known = rows.size > 0 and bool(np.isfinite(rows).all())
         values |= {"representation_quality": held / total if known else np.nan, "parallelograms": total}
         unknown = () if known else ("the tokens' vectors are all alike, or not finite: nothing can be compared",)
+        used = np.empty((0, 2)) if self.modular else _pairs(subject, count)
+        values["grokking_rate"] = grokking_rate(used, vectors[:count].cpu().numpy())
         notes = (*subject.notes, *unknown)
         yield self.reading(0.8, values, coords=coords, notes=notes)
         values["train_loss"] = subject.loss()
@@ -80,7 +88,7 @@ class RepresentationQuality(Probe[Subject]):
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """The index beside the loss."""
-        return {n: float(data[n]) for n in ("representation_quality", "train_loss")}
+        return {n: float(data[n]) for n in ("representation_quality", "grokking_rate", "train_loss")}
 
     def figure(self, data: xr.Dataset) -> Figure:
         """The tokens on the two strongest directions, some with their number."""
@@ -94,6 +102,18 @@ class RepresentationQuality(Probe[Subject]):
         """The vectors, and the pairs of one sum at a time."""
         largest = max((p.numel() for p in subject.params.values()), default=1)
         return Cost(8 * (4 * largest + MOST * MOST) + subject.memory(), 1, "one pass over the examples")
+
+
+def _pairs(subject: Subject, tokens: int) -> np.ndarray:
+    """The first two columns of the inputs (n, 2), without rows of other tokens; none where these are no numbers."""
+    found = [np.empty((0, 2))]
+    for batch in subject.batches():
+        inputs = batch.args[0] if batch.args else None
+        if isinstance(inputs, torch.Tensor) and inputs.ndim == 2 and inputs.shape[1] > 1:
+            found.append(inputs[:, :2].double().cpu().numpy())
+    rows = np.concatenate(found)
+    whole = bool((rows == np.round(rows)).all())
+    return rows[((rows >= 0) & (rows < tokens)).all(1)] if whole else rows[:0]
 
 
 def _plane(rows: np.ndarray) -> np.ndarray:
