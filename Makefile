@@ -68,6 +68,7 @@ bench: install  ## what a user waits for; spectra and landscapes against exact v
 	$(BIN)/python benchmarks/spectrum.py
 	$(THREADS) $(BIN)/python benchmarks/crosscheck.py
 	$(THREADS) $(BIN)/python benchmarks/coverage.py
+	$(THREADS) $(BIN)/python benchmarks/noise_intervals.py
 	$(THREADS) $(BIN)/python benchmarks/curvature.py
 	$(THREADS) $(BIN)/python benchmarks/landscape.py
 	$(THREADS) $(BIN)/python benchmarks/adaptive.py

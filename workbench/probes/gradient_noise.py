@@ -90,7 +90,10 @@ class GradientNoise(Probe[Subject]):
 
     Errors: 95 % intervals by the jackknife over gradients, exact formulas of leaving one out; that of B is the interval
     of 1/B turned over, since the ratio is skewed and its inverse is not. ``parameter_snr`` and diversity come without.
-    Before all gradients are in, no errors are known.
+    Before all gradients are in, no errors are known. Over 20 laws of known B (64 or 512 gradients, B from 4 to four
+    times as many, normal, heavy-tailed and of regression) it held B on 93 to 97 % of 300 draws, and narrowed to 90 % on
+    89 to 93 %. The bootstrap, which would need the products of all pairs of gradients, held it on 70 to 89 % at 90 %:
+    where a gradient is drawn twice, its square adds tr Σ/n to ‖ḡ‖² once more (``benchmarks/noise_intervals.py``).
 
     Source: McCandlish, Kaplan, Amodei et al. 2018 (noise scale); Liu et al. 2020 (signal-to-noise ratio); Yin et al.
     2018 (diversity).
