@@ -72,6 +72,16 @@ def coupled_decay(subject: Subject) -> float | None:
     return found.pop() or None if len(found) == 1 and not decoupled else None
 
 
+def unit_of(subject: Subject) -> float | None:
+    """The factor of ½ Σ ‖f(x) - y‖² over all examples in the subject's loss; None of a loss that is no squared one."""
+    factor = SQUARED.get(subject.describe()["loss"])
+    return (
+        None
+        if factor is None
+        else factor * subject.examples / subject.total_weight / (subject.available or subject.examples)
+    )
+
+
 def inapplicable(subject: Subject, classifier: Classifier) -> str:
     """Why the theory says nothing of this network; empty where it does."""
     if subject.describe()["loss"] not in SQUARED:

@@ -271,3 +271,34 @@ def test_a_network_that_gives_all_examples_one_feature_has_no_nc1(blobs):
     reading = NeuralCollapse().run(Subject(net, blobs))
     assert np.isnan(float(reading.data.nc1)), "rounding was inverted"
     assert any("span 0 of 3" in note for note in reading.notes)
+
+
+def test_features_near_these_contract_as_gradient_descent_on_them_says() -> None:
+    """The loss with ½ λ ‖H‖² and ½ β ‖H - H_0‖², minimised over the features of all examples by L-BFGS."""
+    rng = torch.Generator().manual_seed(3)
+    h0, y = (torch.randn(9, k, generator=rng, dtype=torch.float64) for k in (4, 2))
+    labels = torch.arange(9) % 2
+    y = torch.eye(2, dtype=torch.float64)[labels]
+    net = nn.Sequential(nn.Identity(), nn.Linear(4, 2)).double()
+    decay, beta, h = 0.02, 0.05, h0.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([h], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (net(h) - y).square().mean() + decay / 2 * h.square().sum() + beta / 2 * (h - h0).square().sum()
+        loss.backward(inputs=[h])
+        return loss
+
+    optimizer.step(closure)
+    probe = NeuralCollapse(groups=0, feature_decay=decay, proximity=beta)
+    found = probe.run(Subject(net, (h0, y), "mse")).data.contraction.values
+    basis = torch.linalg.svd(net[1].weight.detach())[2]
+    before, after = (
+        (x - torch.stack([x[labels == c].mean(0) for c in (0, 1)])[labels]) @ basis.T for x in (h0, h.detach())
+    )
+    assert found.shape == (3,)
+    assert after.numpy() == approx((before * torch.from_numpy(found[[0, 1, 2, 2]])).numpy(), abs=1e-6)
+    entropy = NeuralCollapse(groups=0, proximity=beta).run(Subject(net, (h0, labels), "cross_entropy"))
+    assert np.isnan(entropy.data.contraction).all()
+    assert any("no contraction" in note for note in entropy.notes)
+    assert np.isnan(NeuralCollapse(groups=0).run(Subject(net, (h0, y), "mse")).data.contraction).all()

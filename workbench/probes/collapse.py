@@ -25,9 +25,10 @@ from workbench.collapsing import (
     words,
 )
 from workbench.figure import Axis, Bars, Figure, Heat, Line, Panel, Points, Rule
-from workbench.imbalance import Theory, inapplicable, predict, row_lengths
+from workbench.imbalance import Theory, inapplicable, predict, row_lengths, unit_of
 from workbench.numerics import frames
 from workbench.numerics.collapse import of_moments
+from workbench.numerics.near_collapse import contraction
 from workbench.numerics.sampling import Draw
 from workbench.numerics.stats import ClassMoments, known_mean
 from workbench.probe import Cost, Probe, Reading, Value, Variable
@@ -94,7 +95,10 @@ class NeuralCollapse(Probe[Subject]):
     tell an orthogonal frame (0 and 1/C) from a simplex one: centring makes both look alike. ``held_out_...``: the same
     of the examples held out, around their own means; their nearest mean is one of training. For squared loss without a
     bias, ``theory_...`` are the lengths of the least objective for these class sizes (Dang et al. 2023), and
-    ``loss_gap`` what lies between; a class at zero is minority collapse only where they are zero too.
+    ``loss_gap`` what lies between; a class at zero is minority collapse only where they are zero too. With
+    ``proximity`` β: what least squares would make of features H that must stay near these, with β/2 ‖H - H_0‖² and
+    ``feature_decay`` (else none) added to the loss: ``contraction``, the factors of their deviations within classes
+    along the classifier's singular directions, the largest first, and last of those outside of its rows.
 
     How to read it: all fall towards 0 as features collapse (``nc3_cosine`` rises to 1); compare only networks trained
     to the same accuracy. NC5 is about the means of two sets and wants a set of another kind, not of hard examples.
@@ -111,7 +115,8 @@ class NeuralCollapse(Probe[Subject]):
     They are about other examples of the same kind; the values are exact for those that were used. nan where a quantity
     does not exist (one class, no classifier), and where a class would be empty without a group.
 
-    Source: Papyan et al. 2020; Zhu et al. 2021 (nc3_product); Ammar et al. 2024 (nc5); Dang et al. 2023 (theory).
+    Source: Papyan et al. 2020; Zhu et al. 2021 (nc3_product); Ammar et al. 2024 (nc5); Dang et al. 2023 (theory);
+    Tirer, Huang, Niles-Weed 2023 (contraction).
     """
 
     layer: Annotated[
@@ -138,6 +143,9 @@ class NeuralCollapse(Probe[Subject]):
         Range(1e-12, 1e3, log=True),
         Doc("λ of all features together, λ/2 ‖H‖²; nothing: what balances the classifier's."),
     ] = None
+    proximity: Annotated[
+        float | None, Range(1e-12, 1e3, log=True), Doc("β of β/2 ‖H - H_0‖², for contraction; nothing: not looked at.")
+    ] = None
 
     variables: ClassVar[tuple[Variable, ...]] = (
         *_estimated(_MEASURES),
@@ -149,6 +157,7 @@ class NeuralCollapse(Probe[Subject]):
         Variable("classifier_norm", ("class_",), "length of the classifier's row"),
         *_estimated({"cosine": "cosine between centred class means"}, ("class_", "other")),
         *(Variable(name, ("class_",), long_name) for name, long_name in _THEORY.items()),
+        Variable("contraction", ("direction",), "factor of deviations within classes near these features"),
         Variable("given_up", ("class_",), "whether the minimum gives the class up (1) or not (0)"),
         Variable("loss_gap", (), "objective above the least possible one"),
         Variable("theory_loss", (), "least objective, half the squared distance per example"),
@@ -256,6 +265,8 @@ class _Run:
         self.passes = Passes(self.subject, (self.classifier.layer,), self.probe.groups)
         self.share = self.subject.examples / (self.subject.examples + (self.other.examples if self.other else 0))
         self.classes = 0
+        weight = self.classifier.weight
+        self.directions = np.arange(1 if weight is None else len(weight) + 1)
 
     def train(self) -> Iterator[Reading]:
         """Both passes over the training examples, then what theory has to say of their class sizes."""
@@ -267,6 +278,7 @@ class _Run:
             yield self.report(self.share * (1 + done) / 2)
         self.complete = len(present(self.passes.scatters[0].whole)) > 1
         self.foresee(self.passes.scatters[0].whole)
+        self.near()
 
     def take_means(self) -> None:
         """What the class means so far say, without errors."""
@@ -357,13 +369,22 @@ class _Run:
         self.values |= {"theory_mean_length": of(frame.mean_norm), "theory_row_norm": of(frame.row_norm)}
         self.values |= {"theory_logit": of(frame.logit), "given_up": of(frame.collapsed)}
 
+    def near(self) -> None:
+        """How far features that may move a little from here would contract."""
+        weight, given = self.classifier.weight, self.probe.proximity
+        unit = unit_of(self.subject)
+        if given is not None and (weight is None or unit is None):
+            self.said.append("no contraction: it is of a squared loss, and of the features before a classifier")
+        elif given is not None and weight is not None and unit is not None:
+            self.values["contraction"] = contraction(weight, (self.probe.feature_decay or 0.0) / unit, given / unit)
+
     def report(self, done: float) -> Reading:
         """A reading of what is known."""
         numbers = np.arange(self.classes)
         return self.probe.reading(
             min(done, 1.0),
             self.values,
-            coords={"class_": numbers, "other": numbers},
+            coords={"class_": numbers, "other": numbers, "direction": self.directions},
             converged=done >= 1 and self.complete,
             notes=(*self.subject.notes, *self.said, *_layer_words(self.classifier)),
         )
