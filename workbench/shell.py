@@ -63,8 +63,12 @@ class Shell:
             for m in self.norms:
                 m.training = True
         self._slots = tuple(_slots(self.module, {**self.parameters, **self.buffers}))
-        self._state = [(m.__dict__, dict(m.__dict__)) for m in self.module.modules()]
+        self.remember()
         self._copies: tuple[Any, dict[str, Tensor]] = (None, {})
+
+    def remember(self) -> None:
+        """From now on each call puts attributes and flags back as they are now."""
+        self._state = [(m.__dict__, dict(m.__dict__)) for m in self.module.modules()]
 
     def snapshot(self, tensors: Tensors | None = None) -> Shell:
         """A shell over clones of the tensors as they are now (or as given), which nobody else can change."""

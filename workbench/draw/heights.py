@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from workbench.draw.rulers import Ruler, ruler
 from workbench.draw.vts import HIDDEN, grid
 from workbench.figure import fitting
+from workbench.landscape.preview import caption
 from workbench.landscape.refining import filled
 from workbench.probe import Probe, Reading
 
@@ -48,7 +49,7 @@ def to_vts(reading: Reading) -> bytes:
     u, v = np.meshgrid(data["u"].values, data["v"].values, indexing="ij")
     places = np.stack([u, v, np.where(unknown, floor, height)], axis=-1)
     hidden = {"vtkGhostType": np.where(unknown, HIDDEN, 0).astype(np.uint8)} if unknown.any() else {}
-    return grid(places, _values(data) | hidden, {"height": _words(scale)})
+    return grid(places, _values(data) | hidden, {"height": ", ".join(filter(None, (_words(scale), caption(data))))})
 
 
 def _values(data: xr.Dataset) -> dict[str, NDArray[Any]]:

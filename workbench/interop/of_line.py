@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from workbench.interop import loss_landscapes
 from workbench.interop.opinion import Answer, Opinion, Row
-from workbench.interop.point_by_point import placed, ranges, rms, rounding
+from workbench.interop.point_by_point import PREVIEW, placed, ranges, rms, rounding
 from workbench.landscape.directions import mover
 from workbench.landscape.line import line_direction
 from workbench.numerics.sampling import Draw
@@ -29,8 +29,8 @@ ALONE = (
 
 
 def why_not(probe: Probe[Any]) -> str:
-    """Any line: the package is handed both ends."""
-    return ""
+    """Any line in full precision: the package is handed both ends."""
+    return PREVIEW if getattr(probe, "preview", False) else ""
 
 
 def ask(reading: Reading, subject: Subject, seconds: float) -> Opinion:

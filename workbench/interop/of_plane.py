@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workbench.interop import loss_landscapes
 from workbench.interop.opinion import Answer, Opinion, Row
-from workbench.interop.point_by_point import placed, ranges, rms, rounding
+from workbench.interop.point_by_point import PREVIEW, placed, ranges, rms, rounding
 from workbench.landscape.axes import Span, plane_axes
 from workbench.landscape.directions import Direction, mover
 from workbench.numerics.sampling import Draw
@@ -29,8 +29,8 @@ ALONE = (
 
 
 def why_not(probe: Probe[Any]) -> str:
-    """Any plane: the package is handed our directions."""
-    return ""
+    """Any plane in full precision: the package is handed our directions."""
+    return PREVIEW if getattr(probe, "preview", False) else ""
 
 
 def ask(reading: Reading, subject: Subject, seconds: float) -> Opinion:

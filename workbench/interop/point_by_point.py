@@ -14,6 +14,7 @@ from workbench.interop.opinion import Answer, Row
 from workbench.subject import Subject
 
 Array = NDArray[np.float64]
+PREVIEW = "a bfloat16 preview is not compared with others, which compute in full; measure with preview=False."
 
 
 def rounding(subject: Subject, ours: Array) -> float:

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from workbench.figure import AnyMark, Axis, Band, Figure, Panel, Points, fitting
 from workbench.figure import Line as Curve
 from workbench.landscape.directions import Direction, Normalization, mover, norm, random_direction, unmoved_share
+from workbench.landscape.evaluation.runner import in_bfloat16
 from workbench.landscape.grid import levels
 from workbench.landscape.points import PlanePoints, expected_bytes
+from workbench.landscape.preview import PREVIEWED, Checks, Preview, caption, check_precision, doubt, summary_of
 from workbench.landscape.settings import LossScale, Metric
 from workbench.numerics.basis import dot
 from workbench.numerics.krylov import lanczos
@@ -30,6 +32,8 @@ from workbench.subject import Subject
 Array = NDArray[np.float64]
 AGREES = 0.1
 """The parabola agrees with the loss where it misses the loss's change by at most this share of it."""
+CHECKED = 9
+"""Points of a preview that are evaluated in full precision too, the model among them where it is on the line."""
 SHALLOW = 0.01
 """Minima count that are deeper than this share of the curve's range."""
 
@@ -56,7 +60,11 @@ class Line(Probe[Subject]):
     a smooth line is no proof of a smooth loss. Roughness depends on how finely the line is sampled. BatchNorm
     statistics stay frozen unless the subject's policy is "recompute".
 
-    Errors: ``loss_error`` is the standard error over examples; NaN and Inf are kept as they are.
+    Errors: ``loss_error`` is the standard error over examples; NaN and Inf are kept as they are. With ``preview``
+    forward passes run in bfloat16, but for ``loss_here`` and the parabola: ``loss_preview_error`` is the largest
+    difference from full precision at nine even points, the model and the ends among them (elsewhere up to some three
+    times as large). ``roughness``, ``minima`` and ``agreement_radius`` are then not told: they would be those of the
+    rounding.
     """
 
     points: Annotated[int, Range(3, 1001, 2, soft=(11, 201)), Doc("Points on the line.")] = 51
@@ -82,6 +90,7 @@ class Line(Probe[Subject]):
         Doc("How a random direction is scaled to the weights."),
         Choice({"filter": "to each filter's norm", "layer": "to each tensor's norm", "none": "plain Gaussian"}),
     ] = "filter"
+    preview: Preview = False
     metric: Metric = "loss"
     scale: LossScale = "linear"
 
@@ -90,6 +99,7 @@ class Line(Probe[Subject]):
         Variable("loss_error", ("alpha",), "standard error of the mean loss over examples", "loss per example"),
         Variable("error_rate", ("alpha",), "share of examples classified wrongly", "", "error_rate_error"),
         Variable("error_rate_error", ("alpha",), "standard error of the error rate over examples"),
+        *PREVIEWED,
         Variable("evaluated", ("alpha",), "whether the point was evaluated", kind="bool"),
         Variable("predicted", ("alpha",), "loss predicted by gradient and curvature at the model", "loss per example"),
         Variable("loss_here", (), "mean loss at the model itself", "loss per example", "loss_here_error"),
@@ -122,20 +132,23 @@ class Line(Probe[Subject]):
             "agreement_radius": float(data.agreement_radius),
             "roughness": float(data.roughness),
             "minima": float(data.minima),
+            **summary_of(data),
         }
 
     def figure(self, data: xr.Dataset) -> Figure:
         """The curve with its error band, the parabola as far as it stays in sight, and the model."""
         alpha, value, error = data["alpha"].values, data[self.metric].values, data[f"{self.metric}_error"].values
         seen = data.evaluated.values
-        x, y, e = alpha[seen], value[seen], error[seen]
-        marks: list[AnyMark] = [Band(x, y - e, y + e, "± standard error")] if np.isfinite(e).any() else []
+        x, y, e, said = alpha[seen], value[seen], error[seen] + doubt(data, self.metric), caption(data)
+        words = "± standard error" + " and bfloat16" * bool(said)
+        marks: list[AnyMark] = [Band(x, y - e, y + e, words)] if np.isfinite(e).any() else []
         marks.append(Curve(x, y, self.metric.replace("_", " ")))
         if self.metric == "loss":
             marks += [_parabola(data)] if np.isfinite(data.predicted).any() else []
             marks.append(Points([0.0], [float(data.loss_here)], label="model", role="reference"))
         upright = Axis("error rate") if self.metric == "error_rate" else fitting("loss", self.scale, y)
-        return Figure((Panel(tuple(marks), Axis(data["alpha"].attrs.get("long_name", self._words())), upright),))
+        along = Axis(data["alpha"].attrs.get("long_name", self._words()))
+        return Figure((Panel(tuple(marks), along, upright),), note=said)
 
     def _words(self) -> str:
         if self.direction == "random":
@@ -148,7 +161,7 @@ class Line(Probe[Subject]):
         """A direction, a moved copy and the forward pass of a chunk; the gradient's graph for the parabola."""
         hessian = Hessian(subject)
         kept, working = hessian.expected_bytes()
-        vectors = 4 + (40 if self.direction in ("sharpest", "negative") else 2)
+        vectors = 4 + (40 if self.direction in ("sharpest", "negative") else 2) + self.preview
         words = f"{self.points + 1} forward passes over {subject.examples} examples"
         size = vectors * subject.size * subject.dtype.itemsize
         return Cost(size + max(expected_bytes(subject), kept + working), self.points + 1, words)
@@ -222,11 +235,22 @@ class _Curve:
             self.alpha[n // 2] = 0.0
         zero = {name: torch.zeros_like(d) for name, d in self.along.items()}
         self.at = mover(self.subject, self.along, zero)
-        self.points = PlanePoints(self.subject, self.along, expected=n)
+        self.points = PlanePoints(self.subject, self.along, expected=n, preview=self.probe.preview)
+        checked = np.linspace(0, n - 1, CHECKED if self.probe.preview else 0).round()
+        self.checked = set(checked.astype(int).tolist())
         self.arrays = {name: np.full(n, np.nan) for name in ("loss", "loss_error", "error_rate", "error_rate_error")}
         self.evaluated = np.zeros(n, dtype=bool)
-        self.here = self.subject.evaluate()
+        self.here, self.checks = self.subject.evaluate(), Checks()
+        self.middle = self._roughly() if self.probe.preview else self.here
         self.values = self._fixed()
+
+    def _roughly(self) -> dict[str, float]:
+        """The model's own values as a preview has them, checked at once."""
+        check_precision(self.subject)
+        rough = in_bfloat16(self.subject)
+        found = rough.evaluate(rough.params)  # a loss that is not finite is kept
+        self.checks.add(found, {name: self.here[name] for name in ("loss", "error_rate")})
+        return found
 
     def _fixed(self) -> dict[str, Any]:
         flat = self.subject.flatten(self.along)
@@ -249,7 +273,7 @@ class _Curve:
         elsewhere = [i for i in places if self.alpha[i]]
         for i in places:
             if not self.alpha[i]:
-                self._keep(i, self.here)
+                self._keep(i, self.middle)
                 yield
         for group in self.points.in_turn(self.alpha[elsewhere]):
             for found in group:
@@ -260,22 +284,25 @@ class _Curve:
         for name, array in self.arrays.items():
             array[i] = found.get(name, np.nan)
         self.evaluated[i] = True
+        if i in self.checked and self.alpha[i]:
+            exact = self.subject.evaluate(self.at(float(self.alpha[i]), 0.0))
+            self.checks.add(found, {name: exact[name] for name in ("loss", "error_rate")})
 
     def reading(self) -> Reading:
         """What is known now."""
         seen, total = int(self.evaluated.sum()), self.probe.points
         return self.probe.reading(
             (seen + 1) / (total + 1),
-            self.values | self.arrays | self._shape() | {"evaluated": self.evaluated},
+            self.values | self.arrays | self.checks.values | self._shape() | {"evaluated": self.evaluated},
             coords={"alpha": self.alpha},
             converged=seen == total,
-            notes=(*self.subject.notes, self.said, self.points.how),
+            notes=(*self.checks.words, *self.subject.notes, self.said, self.points.how),
         )
 
     def _shape(self) -> dict[str, float]:
         """How far the parabola holds and how rough the curve is, as far as it is known."""
         loss = self.arrays["loss"][self.evaluated]
-        if loss.size < 3:
+        if loss.size < 3 or self.probe.preview:
             return {}
         alpha, predicted = self.alpha[self.evaluated], self.values["predicted"][self.evaluated]
         finite = loss[np.isfinite(loss)]

@@ -20,6 +20,7 @@ from workbench.landscape.axes import PlaneAxes
 from workbench.landscape.directions import Direction, cosine, inner, norm, random_direction
 from workbench.landscape.filling import VARIABLES, Filling
 from workbench.landscape.picture import field_of, note, panels
+from workbench.landscape.preview import Preview, caption, summary_of
 from workbench.landscape.settings import ColourScale, Metric, View
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
@@ -54,7 +55,9 @@ class ModelsPlane(Probe[Runs]):
     are wrong between them, so they are estimated anew at each point by default. Frozen weights and buffers
     that differ between the models move along.
 
-    Errors: ``loss_error`` is the standard error over examples of the mean; NaN and Inf are kept as they are.
+    Errors: ``loss_error`` is the standard error over examples of the mean; NaN and Inf are kept as they are. With
+    ``preview`` the grid's forward passes run in bfloat16: ``loss_preview_error`` is the largest difference from full
+    precision at the first model and on a grid of 3 × 3 points; the models' own losses are in full precision.
     """
 
     looks_at: ClassVar[Literal["runs"]] = "runs"
@@ -70,6 +73,7 @@ class ModelsPlane(Probe[Runs]):
         Doc("BatchNorm's statistics at each point; without such layers it does not matter."),
         Choice({"recompute": "estimated anew from the examples", "batch": "of each micro-batch"}),
     ] = "recompute"
+    preview: Preview = False
     scale: ColourScale = "log"
     view: View = "contour"
     metric: Metric = "loss"
@@ -106,6 +110,7 @@ class ModelsPlane(Probe[Runs]):
             "not_finite": int(seen.size - finite.size),
             "distance_max": float(data.distance.max()),
             "angle_cosine": float(data.angle_cosine),
+            **summary_of(data),
         }
 
     def figure(self, data: xr.Dataset) -> Figure:
@@ -119,12 +124,14 @@ class ModelsPlane(Probe[Runs]):
         marks: list[AnyMark] = [Line(u[around], v[around], "straight", "reference")]
         for k, (label, role) in enumerate(zip(labels, _ROLES, strict=False)):
             marks.append(Points(u[[k]], v[[k]], label=label, role=role))
-        return Figure(panels(field, self.view, tuple(marks)), note=note(data))
+        return Figure(panels(field, self.view, tuple(marks)), note=note(data, caption(data)))
 
     def estimate(self, subject: Runs) -> Cost:
         """The models, two directions, a moved copy, and the forward pass of a chunk."""
         first = members(subject)[next(iter(subject))]
-        size = (5 + len(subject)) * first.size * first.dtype.itemsize + first.memory() + 64 * self.points**2
+        size = (
+            (5 + len(subject) + self.preview) * first.size * first.dtype.itemsize + first.memory() + 64 * self.points**2
+        )
         passes = self.points**2 + len(subject)
         return Cost(size, passes, f"{passes} forward passes over {first.examples} examples")
 
@@ -173,13 +180,13 @@ class _Spanned:
         moving = sorted(name for name in others if any(bool(gap[name].any()) for gap in gaps))
         said = (f"{', '.join(moving[:4])} differ between the models and move along",) if moving else ()
         axes = PlaneAxes(first, second, u, v, {"cosine": cosine(first, second)}, said)
-        return Filling(self.ground, axes, predict=False, point=self._beyond if moving else None)
+        beyond = self._beyond if moving else None
+        return Filling(self.ground, axes, predict=False, there=beyond, preview=probe.preview)
 
-    def _beyond(self, u: float, v: float) -> dict[str, float]:
-        """The values at (u, v) where more than the chosen parameters moves."""
+    def _beyond(self, u: float, v: float) -> Subject:
+        """The subject at (u, v) where more than the chosen parameters moves."""
         one, two = self.rows
-        there = self.ground.at({name: self.start[name] + u * d + v * two[name] for name, d in one.items()})
-        return there.evaluate(there.params, self.filling.metrics)  # a loss that is not finite is kept
+        return self.ground.at({name: self.start[name] + u * d + v * two[name] for name, d in one.items()})
 
     def _fixed(self, others: list[Subject], gaps: list[Direction]) -> dict[str, Any]:
         """The models' places, losses and distances."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from workbench.figure import AnyMark, Axis, Contour, Line, Panel, Points, Scale, Surface, fitting
 from workbench.landscape.filling import half_widths
 from workbench.landscape.grid import drawable, drawn
+from workbench.landscape.preview import doubt
 from workbench.landscape.quadratic import Quadratic, measured_line
 from workbench.landscape.refining import refined
 
@@ -53,7 +54,7 @@ def _doubt(data: xr.Dataset, metric: str, rows: NDArray[np.int64], columns: NDAr
     name = f"{metric}_error"
     if refined(data):
         name = "surface_error" if metric == "loss" else ""
-    found = data[name].values[np.ix_(rows, columns)] if name in data else np.empty(0)
+    found = data[name].values[np.ix_(rows, columns)] + doubt(data, metric) if name in data else np.empty(0)
     return found if np.isfinite(found).any() else None
 
 
@@ -126,7 +127,7 @@ def quadratic_marks(data: xr.Dataset) -> tuple[AnyMark, ...]:
     x, y = q.level_line(level, widths)
     marks: list[AnyMark] = [Line(x, y, f"predicted {_signed(level)}", "reference")]
     at = drawable(data.evaluated.values)
-    if len(at) >= ENOUGH:
+    if len(at) >= ENOUGH and level > doubt(data, "loss"):
         rise = data.loss.values[np.ix_(at, at)] - float(data.loss_here)
         x, y = measured_line(data["u"].values[at], data["v"].values[at], rise, level)
         marks.append(Line(x, y, f"measured {_signed(level)}", "third"))

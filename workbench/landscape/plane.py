@@ -28,6 +28,7 @@ from workbench.landscape.picture import (
     quadratic_marks,
 )
 from workbench.landscape.points import expected_bytes
+from workbench.landscape.preview import Preview, caption, summary_of
 from workbench.landscape.quadratic import differentiable_twice
 from workbench.landscape.refining import ROUGH, SURFACE, Refining, filled, refined, refined_note, sample_marks
 from workbench.landscape.settings import ColourScale, View
@@ -83,7 +84,9 @@ class Plane(Probe[Subject]):
     evaluated where two interpolations disagree (7 × 7 points first), and ``surface`` is interpolated from them:
     ``surface_error`` is that disagreement, scaled by how far the newest losses were from what was expected, and
     ``relative_error`` its RMS. That is an estimate, too small in about one case of eight; a feature between all points
-    is missed.
+    is missed. With ``preview`` forward passes run in bfloat16, but for ``loss_here`` and derivatives:
+    ``loss_preview_error`` is the largest difference from full precision at the model and on a grid of 3 × 3 points
+    (elsewhere up to some three times as large), beside the other errors; how far the quadratic holds is then not told.
     """
 
     points: Annotated[
@@ -148,6 +151,7 @@ class Plane(Probe[Subject]):
         Range(9, 2000, soft=(25, 300)),
         Doc("Adaptive sampling evaluates at most so many points; a grid with no more is evaluated whole."),
     ] = 81
+    preview: Preview = False
     scale: ColourScale = "log"
     view: View = "both"
     metric: Annotated[
@@ -195,8 +199,8 @@ class Plane(Probe[Subject]):
     def _filling(self, subject: Subject, draw: Draw) -> Filling:
         axes = self._axes(subject, draw)
         if not self._chosen:
-            return Filling(subject, axes)
-        return Refining(subject, axes, tolerance=self.tolerance, most=self.most)
+            return Filling(subject, axes, preview=self.preview)
+        return Refining(subject, axes, tolerance=self.tolerance, most=self.most, preview=self.preview)
 
     @property
     def _chosen(self) -> bool:
@@ -232,6 +236,7 @@ class Plane(Probe[Subject]):
             "cosine": float(data.cosine),
             "agreement_radius": float(data.agreement_radius),
             **({"interpolated_within": float(data.relative_error)} if refined(data) else {}),
+            **summary_of(data),
         }
 
     def figure(self, data: xr.Dataset) -> Figure:
@@ -243,12 +248,12 @@ class Plane(Probe[Subject]):
         if own:
             fields = [own_field(drawn, k, name, words, square) for k, name in enumerate(own)]
             maps = [panel for field in fields for panel in panels(field, "contour", (*beside, here()))]
-            return Figure(tuple(maps), note=say(data))
+            return Figure(tuple(maps), note=say(data, caption(data)))
         metric = "error_rate" if self.metric == "error_rate" else "loss"
         truth = quadratic_marks(drawn) if self.ellipse and metric == "loss" else ()
         field = field_of(drawn, metric, words, self.scale, square)
         agreement = agreement_words(drawn) if truth else ""
-        return Figure(panels(field, self.view, (*beside, *truth, here())), note=say(data, agreement))
+        return Figure(panels(field, self.view, (*beside, *truth, here())), note=say(data, caption(data), agreement))
 
     @property
     def _kinds(self) -> tuple[Kind, Kind]:
@@ -306,7 +311,7 @@ class Plane(Probe[Subject]):
     def estimate(self, subject: Subject) -> Cost:
         """Two directions, a moved copy, the graph of a chunk's gradient, and for eigenvectors a Lanczos basis."""
         eigen = {"hessian", "ggn"} & {self.directions, self.second}
-        vectors = 6 + (40 if eigen else 0)
+        vectors = 6 + (40 if eigen else 0) + self.preview
         weights = subject.size * subject.dtype.itemsize
         surface = 8 * 8 * self.points**2
         passes = (self.most if self._chosen else self.points**2) + 1

@@ -40,7 +40,7 @@ class PlanePoints:
         second: v; None for a line, whose points have b = 0.
         expected: how many points will be evaluated here: few are not worth a trial, nor products.
         series: how many with all other lines and planes of the same kind, which share the choice.
-        preview: forward passes in bfloat16: wrong by some 1e-3 of the loss; ``how`` says so.
+        preview: forward passes in bfloat16: wrong by some 1e-3 of the loss; ``how`` says so. Not for float64.
         singly: points will be asked for one by one, so none are evaluated together.
 
     Memory: a copy of the weights, a forward pass, and the products (three times the first layers' outputs for all
@@ -67,7 +67,7 @@ class PlanePoints:
         """One sentence for a reading's notes: in which way points are evaluated."""
         way = self._runner.way if self._runner else self.base
         said = f"points are evaluated {way.words(self.subject.plan.chunk or self.subject.examples)}"
-        return f"{said}; a preview in bfloat16, wrong by some thousandths" if way.preview else said
+        return f"{said}, in bfloat16" if way.preview else said
 
     @property
     def together(self) -> int:

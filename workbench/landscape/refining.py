@@ -119,7 +119,7 @@ class Refining(Filling):
         """The quadratic, and how well it agrees with the interpolated surface (compared once for each)."""
         q = self.predicted
         assert q is not None
-        if not self._compared_surface and self._interpolated:
+        if not self.preview and not self._compared_surface and self._interpolated:
             u, v = np.meshgrid(self.axes.u, self.axes.v, indexing="ij")
             points = (u.ravel(), v.ravel(), self._interpolated["surface"].ravel(), self.here["loss"], q)
             self._compared_surface = {

@@ -19,6 +19,7 @@ import numpy as np
 
 from workbench import schema
 from workbench.figure import Contour, Figure, Points
+from workbench.landscape.preview import doubt
 from workbench.probe import Probe, Reading
 from workbench.ui import scripts
 
@@ -90,10 +91,10 @@ def told(reading: Reading, u: float, v: float) -> str:
         return ""
     at = {"u": int(spots[0][0]), "v": int(spots[1][0])}
     if bool(data.evaluated[at]):
-        return _measured(float(data.loss[at]), float(data.loss_error[at]))
+        return _measured(float(data.loss[at]), float(data.loss_error[at]) + doubt(data, "loss"))
     if "surface" not in data or not math.isfinite(float(data.surface[at])):
         return "loss not known yet"
-    error = float(data.surface_error[at])
+    error = float(data.surface_error[at]) + doubt(data, "loss")
     within = f", to about \N{PLUS-MINUS SIGN}{error:.2g}" if math.isfinite(error) else ""
     return f"loss {float(data.surface[at]):.4g} (interpolated{within})"
 

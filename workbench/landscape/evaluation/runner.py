@@ -39,6 +39,7 @@ class Runner:
     ) -> None:
         self.subject, self.way = subject, way
         self.recomputes = bool(subject.norm == "recompute" and subject._shell.norms)
+        self._alone = in_bfloat16(subject) if self.recomputes and way.preview else subject
         self.apart = True
         self._kept: list[Batch] | None = None
         self.layers: FirstLayers | None = None
@@ -50,7 +51,7 @@ class Runner:
     def evaluate(self, points: Sequence[Point], metrics: Sequence[str], limit: int | None = None) -> Sequence[Any]:
         """Loss and error rate with their errors at each point, on the first ``limit`` examples."""
         if self.recomputes:
-            return [self.subject.evaluate(self.moving.at(a, b), metrics) for a, b in points]
+            return [self._alone.evaluate(self.moving.at(a, b), metrics) for a, b in points]
         return results(self.parts(points, "error_rate" in metrics, limit), self.apart, metrics)
 
     @torch.no_grad()
@@ -167,6 +168,17 @@ def _nbytes(subject: Subject) -> int:
 def _channels_last(tensor: Tensor) -> Tensor:
     laid_out = tensor.ndim == 4 and tensor.is_floating_point()
     return tensor.contiguous(memory_format=torch.channels_last) if laid_out else tensor
+
+
+def in_bfloat16(subject: Subject) -> Subject:
+    """The same function, on copies of the weights, whose forward passes run in bfloat16 (autocast): a preview.
+
+    Outputs are in the subject's precision again. Cost: a copy of the model.
+    """
+    rough = subject.at({})
+    rough.module.__dict__["forward"] = _in_bfloat16(rough)
+    rough._shell.remember()  # else it would be gone after the first batch
+    return rough
 
 
 def _in_bfloat16(subject: Subject) -> Callable[..., Any]:
