@@ -34,6 +34,7 @@ from turns import Encoder, Residual, Seconds, fitted, turns
 
 from workbench.numerics.krylov import lanczos
 from workbench.numerics.operator import Matrix
+from workbench.numerics.ritz import Judged
 from workbench.numerics.sampling import Draw
 from workbench.numerics.trace import Deflation, hutchinson
 from workbench.operators.gauss_newton import GaussNewton
@@ -176,14 +177,28 @@ def _their_operator(net: nn.Module, x: Tensor, y: Tensor, check: bool = False) -
 # --- leading eigenvalues ---------------------------------------------------------------------------------------------
 
 
-def leading(name: str, device: str, rounds: int, top: int, tolerance: float) -> dict[str, Any]:
-    """The ``top`` eigenvalues: our probe whole, PyHessian at its defaults, curvlinops with ARPACK at 1e-3."""
+TOPS: tuple[tuple[int, float, Judged, int], ...] = (
+    (1, 1e-3, "estimate", 3),
+    (5, 0.02, "residual", 1),
+    (10, 0.05, "residual", 1),
+)
+"""How many eigenvalues, to what tolerance, by what, and how many times the usual rounds: those of one depend much on
+the random starts."""
+
+
+def leading(name: str, device: str, rounds: int, top: int, tolerance: float, judged: Judged) -> dict[str, Any]:
+    """The ``top`` eigenvalues: our probe whole, PyHessian at its defaults, curvlinops with ARPACK at 1e-3.
+
+    Ours and PyHessian's numbers of products depend on their random starts: other ones in each round, the same in each
+    run of this benchmark.
+    """
     net, x, y = prepared(name, device)
     exact = _reference(net, x, y, top)
     subject = Subject(net, (x, y), batch_size=len(x))
     with Hessian(subject) as hessian:
         self_test(hessian)  # once a subject
-    probe = HessianSpectrum(top=top, tolerance=tolerance, minimum=False, trace=False, density=False)
+    probe = HessianSpectrum(top=top, tolerance=tolerance, judged=judged, minimum=False, trace=False, density=False)
+    torch.manual_seed(1)
     answers: dict[str, Any] = {}
 
     def ours() -> None:
@@ -452,8 +467,8 @@ def main() -> None:
         print(f"## {name}", flush=True)
         part = found[name] = {"products": products(name, given.device, rounds, 5)}
         _show(part)
-        for top, tolerance in ((1, 0.02), (5, 0.02), (10, 0.05)):
-            part[f"top {top}"] = leading(name, given.device, max(rounds - 2, 1), top, tolerance)
+        for top, tolerance, judged, more in TOPS:
+            part[f"top {top}"] = leading(name, given.device, more * max(rounds - 2, 1), top, tolerance, judged)
             _show({f"top {top}": part[f"top {top}"]})
         part["overhead"] = overhead(name, given.device, max(rounds - 2, 1))
         part["memory"] = peak(name) if given.device == "cpu" else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,19 @@ def test_loss_and_gradient_stand_beside_the_spectrum() -> None:
     each = subject("dense GELU").losses()
     assert each is not None
     assert float(data.train_loss_error) == pytest.approx(float(each.std()) / math.sqrt(len(each)), rel=1e-10)
+
+
+def test_judged_by_its_estimate_the_first_eigenvalue_costs_fewer_products_and_says_so() -> None:
+    """Tolerance 1e-4: the true error keeps to it, while the bound, which is still shown, need not."""
+    target, first = subject("dense GELU"), exact("dense GELU").max()
+    bound, estimate = (replace(CHEAP, tolerance=1e-4, judged=judged).run(target) for judged in ("residual", "estimate"))
+    assert int(estimate.data.products) < int(bound.data.products)
+    assert estimate.converged
+    assert abs(float(estimate.data.eigenvalue[0]) - first) <= 1e-4 * first
+    assert float(estimate.data.estimated_error[0]) <= 1e-4 * first < float(estimate.data.residual[0])
+    assert any("no bound" in note for note in estimate.notes)
+    assert not any("no bound" in note for note in bound.notes)
+    assert float(estimate.summary["sharpness_error"]) == float(estimate.data.residual[0])
 
 
 def test_gauss_newton_spectrum() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 Store = Literal["operator", "float32", "bfloat16"]
 """How basis vectors are kept: in the operator's dtype, in float32, or in bfloat16 (half the memory, accuracy 1e-3)."""
 
-_CHUNK = 1 << 12
+_CHUNK = 1 << 13
 _SLAB_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
@@ -19,7 +19,7 @@ class Basis:
     """Up to ``rows`` vectors of ``size`` entries that are kept orthonormal by their user.
 
     Plain float32 reductions over millions of entries lose two digits of every eigenvalue. Float32 rows on a CPU are
-    therefore multiplied in chunks of 4096 columns whose sums are added in float64, which is as good and needs no
+    therefore multiplied in chunks of 8192 columns whose sums are added in float64, which is as good and needs no
     copies; elsewhere (matrix units may round float32 further without asking) slabs of columns are converted to float64.
     Memory: rows ·
     size entries of the stored dtype, plus one slab of at most 2 MB (CPU) or 256 MB (CUDA). ``host`` keeps the rows in

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +12,11 @@ from torch import Tensor
 from workbench.numerics.basis import Store
 from workbench.numerics.factorisation import Factorisation, Floats, Fresh, Step
 from workbench.numerics.operator import Operator
+from workbench.numerics.ritz import Judged, estimated_errors, frozen, padded
 
 FEWEST_STEPS, SOONEST, EARLY = 8, 4, 10.0
 """Products below which a small residual is not trusted, as early Ritz values can settle on an inner eigenvalue; but
 one this many times below the tolerance is trusted after the fewer ones: hardly a start could fake that."""
-
-_Entry = TypeVar("_Entry", np.float64, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class Krylov:
     ``values`` are all Ritz values, largest first; some eigenvalue lies within ``residuals[i]`` of ``values[i]``
     (rounding of the operator's dtype included). The largest Ritz value never exceeds the largest eigenvalue, nor does
     the smallest undercut the smallest, beyond rounding. ``top_*`` (length ``top``) and ``bottom_*`` (length
-    ``bottom``, most negative first) are the wanted ends, padded with nan. ``alpha`` and ``beta`` (m each;
+    ``bottom``, most negative first) are the wanted ends, padded with nan; ``top_estimates`` are no bounds, but what
+    :func:`estimated_errors` makes of values and residuals. ``alpha`` and ``beta`` (m each;
     ``beta[-1]`` leads out of the basis, and is 0 when the Krylov space of the start is exhausted) are the tridiagonal
     matrix of the start vector alone, from before any restart: the input of quadrature. ``asymmetry`` is the largest
     ``|<u, Av> - <v, Au>|`` met, over the largest ``||Av||``. ``wanted_residual`` is the largest ratio of a wanted
@@ -43,6 +42,7 @@ class Krylov:
     residuals: Floats
     top_values: Floats
     top_residuals: Floats
+    top_estimates: Floats
     top_converged: NDArray[np.bool_]
     bottom_values: Floats
     bottom_residuals: Floats
@@ -91,6 +91,7 @@ class _Plan:
     confirm: bool
     least: int = 0
     near_zero: float = 0.0
+    judged: Judged = "residual"
 
     def check(self, operator: Operator, start: Tensor, basis: int | None) -> None:
         if tuple(start.shape) != (operator.size,):
@@ -116,6 +117,7 @@ def lanczos(
     confirm: bool = True,
     least: int = 0,
     near_zero: float = 0.0,
+    judged: Judged = "residual",
     store: Store = "operator",
     host: bool = False,
 ) -> Iterator[Krylov]:
@@ -138,10 +140,13 @@ def lanczos(
     its residual is judged as if it were of size ``near_zero`` · max |value|: where nothing is negative, the smallest
     eigenvalue is one of many near zero and would hardly ever be resolved relative to its own size.
 
+    ``judged`` by its estimate, a pair is converged when that, not its residual, is within the tolerance: for one far
+    from the others fewer products for the same error, promised by no bound.
+
     Raises ValueError for unusable settings, ArithmeticError when a product is not finite. Source: Paige 1976; Wu and
     Simon 2000 (thick restart); Ruhe 1979 (several pending vectors).
     """
-    plan = _Plan(top, bottom, tolerance, confirm, least, near_zero)
+    plan = _Plan(top, bottom, tolerance, confirm, least, near_zero, judged)
     plan.check(operator, start, basis)
     rows = 1 + (basis or max(32, 2 * (top + bottom) + 10))
     run = _Run(plan, Factorisation(operator, rows, fresh, store=store, host=host))
@@ -186,6 +191,7 @@ class _Look:
 
     values: Floats
     residuals: Floats
+    estimates: Floats
     vectors: Floats
     couplings: Floats
     ratios: Floats
@@ -282,7 +288,9 @@ class _Run:
         vague = (np.arange(n) >= n - self.bottom) & (values >= -residuals)
         sizes[vague] = np.maximum(sizes[vague], self.plan.near_zero * sizes.max())
         allowed = np.maximum(tolerance * sizes, floor)
-        ratios = np.divide(residuals, allowed, out=np.zeros(n), where=allowed > 0)
+        estimates = np.maximum(estimated_errors(values, residuals), noise)
+        judged = residuals if self.plan.judged == "residual" else estimates
+        ratios = np.divide(judged, allowed, out=np.zeros(n), where=allowed > 0)
         if not space.complete and (n < self.top + self.bottom or space.products < SOONEST):
             ratios[:] = np.inf
         elif not space.complete and space.products < FEWEST_STEPS:
@@ -293,9 +301,8 @@ class _Run:
         reach = np.stack([values + residuals, residuals - values])
         reaching = (reach > self.beyond(self.innermost(values))[:, None]).any(axis=0)
         open_ = np.flatnonzero(~wanted & (ratios > 1) & reaching)
-        return _Look(
-            values, residuals, vectors, space.couplings @ vectors, ratios, float(ratios[wanted].max()), unmet, open_
-        )
+        couplings, worst = space.couplings @ vectors, float(ratios[wanted].max())
+        return _Look(values, residuals, estimates, vectors, couplings, ratios, worst, unmet, open_)
 
     def wanted(self, values: Floats) -> Floats:
         """The wanted values of the ends that are checked, the bottom's negated."""
@@ -349,17 +356,18 @@ class _Run:
         top, bottom, space, met = self.plan.top, self.plan.bottom, self.space, look.ratios <= 1
         return Krylov(
             products=space.products,
-            values=_frozen(look.values),
-            residuals=_frozen(look.residuals),
-            top_values=_padded(look.values, top),
-            top_residuals=_padded(look.residuals, top),
-            top_converged=_padded(met, top),
-            bottom_values=_padded(look.values[::-1], bottom),
-            bottom_residuals=_padded(look.residuals[::-1], bottom),
-            bottom_converged=_padded(met[::-1], bottom),
+            values=frozen(look.values),
+            residuals=frozen(look.residuals),
+            top_values=padded(look.values, top),
+            top_residuals=padded(look.residuals, top),
+            top_estimates=padded(look.estimates, top),
+            top_converged=padded(met, top),
+            bottom_values=padded(look.values[::-1], bottom),
+            bottom_residuals=padded(look.residuals[::-1], bottom),
+            bottom_converged=padded(met[::-1], bottom),
             wanted_residual=look.worst,
-            alpha=_frozen(np.array([step.alpha for step in self.first])),
-            beta=_frozen(np.array([step.beta for step in self.first])),
+            alpha=frozen(np.array([step.alpha for step in self.first])),
+            beta=frozen(np.array([step.beta for step in self.first])),
             asymmetry=space.asymmetry,
             checked=self.checked,
             confirmed=self.confirmed or space.complete,
@@ -382,16 +390,3 @@ class _Run:
             return get(*given)
 
         return guarded
-
-
-def _padded(array: NDArray[_Entry], count: int) -> NDArray[_Entry]:
-    """The first ``count`` entries, padded with nan (booleans with False), read-only."""
-    out = np.full(count, False if array.dtype == bool else np.nan, dtype=array.dtype)
-    out[: min(count, array.size)] = array[:count]
-    return _frozen(out)
-
-
-def _frozen(array: NDArray[_Entry]) -> NDArray[_Entry]:
-    array = np.array(array)
-    array.setflags(write=False)
-    return array

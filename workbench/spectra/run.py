@@ -16,6 +16,7 @@ from workbench.numerics.density import between_starts, grid_length, nuclear_norm
 from workbench.numerics.factorisation import Precision
 from workbench.numerics.krylov import Krylov, lanczos
 from workbench.numerics.operator import Operator
+from workbench.numerics.ritz import Judged
 from workbench.numerics.sampling import Draw
 from workbench.numerics.trace import Deflation, TraceEstimate
 from workbench.operators.curvature import Curvature
@@ -54,6 +55,7 @@ class Aim:
     storage: Storage = "operator"
     depth: int = DEPTH
     starts: int = 1
+    judged: Judged = "residual"
 
     def rows(self, size: int, itemsize: int) -> int:
         """Vectors in the Lanczos basis before it restarts: more for small models, since restarts cost products."""
@@ -83,10 +85,10 @@ class Aim:
 class SpectralRun:
     """One run on an operator that belongs to a curvature; ``values`` and ``coords`` are those of a reading.
 
-    Variables: eigenvalue, residual, converged (rank); eigenvalue_min with its residual and whether it converged,
-    negative_curvature; node, weight (node_index), density, cumulative (value), density_error, smoothing_width;
-    frobenius, effective_dimension, participation with errors; trace, trace_error; parameters, train_loss,
-    train_loss_error, gradient_norm, products. The operator is the curvature, or a function of it.
+    Variables: eigenvalue, residual, estimated_error, converged (rank); eigenvalue_min with its residual and whether it
+    converged, negative_curvature; node, weight (node_index), density, cumulative (value), density_error,
+    smoothing_width; frobenius, effective_dimension, participation with errors; trace, trace_error; parameters,
+    train_loss, train_loss_error, gradient_norm, products. The operator is the curvature, or a function of it.
     """
 
     def __init__(self, aim: Aim, operator: Operator, curvature: Curvature, draw: Draw) -> None:
@@ -118,6 +120,7 @@ class SpectralRun:
             tolerance=aim.tolerance,
             least=aim.depth if aim.density else 0,
             near_zero=NEAR_ZERO,
+            judged=aim.judged,
             basis=self.rows,
             limit=MOST_PRODUCTS + 20 * (aim.top + aim.bottom),
             fresh=lambda i: draw(1 + i),
@@ -145,6 +148,7 @@ class SpectralRun:
         found: dict[str, Any] = {
             "eigenvalue": state.top_values,
             "residual": state.top_residuals,
+            "estimated_error": state.top_estimates,
             "converged": state.top_converged,
             "products": self.curvature.products,
         }
@@ -307,6 +311,8 @@ class SpectralRun:
     def notes(self) -> tuple[str, ...]:
         """What the run itself has to say of its numbers."""
         said = [*self.tested, *((self.rounded,) if self.rounded else ()), *self.cancelling()]
+        if self.aim.judged == "estimate":
+            said.append(ESTIMATED)
         if self.aim.top > self.operator.size:
             said.append(f"there are only {self.operator.size} eigenvalues, fewer than the {self.aim.top} asked for")
         return tuple(said)
@@ -321,6 +327,8 @@ class SpectralRun:
         return (f"eigenvalues of both signs cancel in the trace: its error is small beside {whole}, not beside itself",)
 
 
+ESTIMATED = "eigenvalues count as converged by their estimated error, residual²/gap, which is no bound"
+"""What a note says of pairs that were not judged by their residual."""
 SOFTNESS = 1e-3
 """z in the effective dimension Σ λ / (λ + z), over the largest eigenvalue."""
 
