@@ -141,12 +141,13 @@ class Shell:
         Raises:
             KeyError: a name that is neither a parameter nor a buffer.
         """
-        given = self.tensors()
+        asked = {**(buffers or {}), **(tensors or {}), **(recompute or {})}
+        given = self._own(asked)
         for name in self.buffers:
-            given[name] = given[name].clone()
-        known = len(given)
-        given |= {**(buffers or {}), **(tensors or {}), **(recompute or {})}
-        if len(given) != known:
+            if name not in asked:
+                given[name] = given[name].clone()
+        given |= asked
+        if len(given) != len(self.parameters) + len(self.buffers):
             self._check_names(given)
         rules = Rules(self.seed)
         # an objective may differentiate inside, which a caller's no_grad would forbid; without leaves it costs nothing
@@ -161,6 +162,12 @@ class Shell:
             finally:
                 self.seen |= rules.seen
                 self._restore()
+
+    def _own(self, asked: Tensors) -> dict[str, Tensor]:
+        """The module's own tensors, at least those that nothing is ``asked`` in place of: converting costs time."""
+        if self.copies:
+            return self.tensors()
+        return {name: self.convert(t) for name, t in {**self.parameters, **self.buffers}.items() if name not in asked}
 
     def _check_names(self, tensors: Tensors) -> None:
         strange = next((n for n in tensors if n not in self.parameters and n not in self.buffers), None)

@@ -191,13 +191,28 @@ def test_kernels_of_unusual_nets_are_those_of_a_loop(name: str, monkeypatch: pyt
             p.running_var.mul_(3)
     kernel = check(model, x)
     assert len(kernel.layers().loose) == loose, kernel.layers().loose
-    monkeypatch.setattr(tangent_layers, "ROWS", 3)
+    for constant, few in (("ROWS", 3), ("COLUMNS", 4), ("MIRRORED", 2)):
+        monkeypatch.setattr(tangent_layers, constant, few)
     monkeypatch.setattr(tangent_layers, "TILE_BYTES", 700)
     check(model, x)
     for more, less in ((True, False), (False, True)):  # whichever is cheaper, both are right
         monkeypatch.setattr(tangent_layers.Pairs, "by_pairs", lambda *_, c=more: float(c))
         monkeypatch.setattr(tangent_layers.Pairs, "by_gradients", lambda s, *_, c=less: math.inf if s.table else c)
         check(model, x)
+
+
+@pytest.mark.parametrize("outputs", [7, 10])
+def test_strips_of_a_large_kernel_meet_without_gaps(outputs: int) -> None:
+    """More examples than one strip and one tile hold, at sizes that do and do not divide them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
+    x = random(190, 3)
+    assert len(x) * outputs > tangent_layers.COLUMNS
+    j = jacobian(model, x)
+    wanted = torch.einsum("icp,jdp->icjd", j, j)
+    found = TangentKernel(subject_of(model, x)).full()
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-12
 
 
 @settings(max_examples=25, deadline=None)

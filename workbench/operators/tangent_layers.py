@@ -20,8 +20,10 @@ from workbench.operators.tangent_uses import Outer, Role, Use
 
 TILE_BYTES = 2**25
 """What temporary tensors of a contraction may take, each."""
-ROWS = 320
-"""Rows of the kernel in a tile, about: symmetric halves are computed once, so that large kernels take many."""
+ROWS, COLUMNS = 160, 1280
+"""Rows and columns of a symmetric kernel in a tile, about: half of it is computed, in strips that stay in the cache."""
+MIRRORED = 40
+"""Rows that are turned into columns at once: as many as the cache has room for beside each other."""
 ENTRY = 3.0
 """Multiplications in a matrix product that cost as much as one entry read and written."""
 
@@ -77,20 +79,31 @@ class KernelLayer(ABC):
 
 
 def tiles(kernel: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    """Ranges of examples on both sides; of a symmetric kernel the lower triangle."""
+    """Ranges of examples on both sides; of a symmetric kernel strips of rows up to their own examples."""
     n, outputs, m, _ = kernel.shape
-    step = max(1, -(-ROWS // outputs)) if symmetric and n * outputs >= 2 * ROWS else n
-    wide = step if symmetric else max(1, TILE_BYTES // max(1, step * outputs * outputs * kernel.element_size()))
+    step = _strip(kernel) if symmetric else n
+    most = COLUMNS if symmetric else TILE_BYTES // max(1, n * outputs * kernel.element_size())
+    wide = max(1, most // outputs)
     for i in range(0, n, step):
-        for j in range(0, min(i + 1, m) if symmetric else m, wide):
-            yield slice(i, min(i + step, n)), slice(j, min(j + wide, m))
+        rows = slice(i, min(i + step, n))
+        end = rows.stop if symmetric else m
+        yield from ((rows, slice(j, min(j + wide, end))) for j in range(0, end, wide))
+
+
+def _strip(kernel: Tensor) -> int:
+    """Examples in a strip of a symmetric kernel; small ones are one strip."""
+    n, outputs = kernel.shape[:2]
+    return max(1, -(-ROWS // outputs)) if n * outputs >= 2 * ROWS else n
 
 
 def mirrored(kernel: Tensor) -> Tensor:
-    """A symmetric kernel whose lower triangle of tiles was computed, completed in place."""
-    for rows, columns in tiles(kernel, symmetric=True):
-        if rows != columns:
-            kernel[columns, :, rows] = kernel[rows, :, columns].permute(2, 3, 0, 1)
+    """A symmetric kernel of which :func:`tiles` were computed, completed in place."""
+    n, outputs, step = *kernel.shape[:2], _strip(kernel)
+    flat, strip = kernel.view(n * outputs, n * outputs), step * outputs
+    for first in range(0, len(flat) if step < n else 0, strip):  # within a strip nothing is missing
+        for at in range(first, last := min(first + strip, len(flat)), MIRRORED):
+            rows = slice(at, min(at + MIRRORED, last))
+            flat[:at, rows] = flat[rows, :at].T
     return kernel
 
 
@@ -194,13 +207,13 @@ class PairsSide(LayerSide):
             first += positions
 
     def slope(self, at: slice, output: int, uses: Sequence[Use], slopes: Sequence[Tensor | None]) -> None:
-        first = 0
+        first, place = 0, self.g[at, output]
         for number, positions in zip(self.layer.uses, self.layer.positions, strict=True):
             use, slope = uses[number], slopes[number]
             assert isinstance(use, Outer)
             if slope is not None:
                 found = use.slopes(slope, at.stop - at.start)
-                self.g[at, output, :, first : first + positions] = found
+                (place if found.shape == place.shape else place[:, :, first : first + positions]).copy_(found)
             first += positions
 
     def folded(self) -> LayerSide:
@@ -276,13 +289,22 @@ class Pairs(KernelLayer):
     def _single(
         self, kernel: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], symmetric: bool
     ) -> None:
-        """One position: (x · x') (g · g')."""
+        """One position: (x · x') (g · g'), with x · x' repeated for the outputs so that all runs along whole rows."""
         (x, g), (y, h) = left, right
+        n, outputs, m, across = kernel.shape
+        flat, first, second = kernel.view(n, outputs, m * across), g[:, :, 0].flatten(0, 1), h[:, :, 0].flatten(0, 1)
+        small = flat[:, 0].numel() <= ROWS * COLUMNS
+        every = self._repeated(x, y, across, kernel.dtype) if small else None
         for i, j in tiles(kernel, symmetric):
-            alike = self._alike(x[i], y[j])[:, 0, :, 0].to(kernel.dtype)
-            slopes = g[i, :, 0].flatten(0, 1) @ h[j, :, 0].flatten(0, 1).T
-            place = kernel[i, :, j]
-            place.addcmul_(slopes.view(place.shape), alike[:, None, :, None])
+            columns = slice(j.start * across, j.stop * across)
+            alike = self._repeated(x[i], y[j], across, kernel.dtype) if every is None else every[i, columns]
+            slopes = first[i.start * outputs : i.stop * outputs] @ second[columns].T
+            place = flat[i, :, columns]
+            place.addcmul_(slopes.view(place.shape), alike[:, None])
+
+    def _repeated(self, first: Tensor, second: Tensor, across: int, dtype: torch.dtype) -> Tensor:
+        """Inner products of inputs at one position (n, m · across), each for every output on the right."""
+        return self._alike(first, second)[:, 0].to(dtype).expand(-1, -1, across).flatten(1)
 
     def _several(
         self, kernel: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], symmetric: bool
