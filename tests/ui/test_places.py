@@ -21,7 +21,7 @@ from workbench.landscape.plane import Plane
 from workbench.probes.spectrum import HessianSpectrum
 from workbench.ui.app import Page
 from workbench.ui.bench import Bench
-from workbench.ui.places import Place, Rest, nearest, told
+from workbench.ui.places import Place, Rest, loosened, nearest, ranges_after, told
 from workbench.ui.session import Session
 
 GRID = Plane(points=5, extent=0.5, sampling="grid")
@@ -268,6 +268,74 @@ class TestInTheBench:
         bench.probe.value = "HessianSpectrum"
         assert "vts" not in bench.format.options
         finish(bench)
+
+
+def test_what_the_axes_show_after_an_event_of_the_page() -> None:
+    seen = {"xaxis.range": [-1, 1], "yaxis.range": [-2, 2], "xaxis2.range": [0, 5], "yaxis2.range": [3, 4]}
+    box = {"xaxis.range[0]": 0.1, "xaxis.range[1]": 0.2, "yaxis.range[0]": 0.3, "yaxis.range[1]": 0.4}
+    assert ranges_after(box, seen) == ((0.1, 0.2), (0.3, 0.4))
+    assert ranges_after({"yaxis.range[0]": 0.3, "yaxis.range[1]": 0.4}, seen) == ((-1, 1), (0.3, 0.4))
+    assert ranges_after({"xaxis2.range": [1, 2]}, seen) == ((1, 2), (3, 4))
+    assert ranges_after({"xaxis.range[0]": "2026-01-01", "xaxis.range[1]": "2026-01-02"}, seen) is None
+    assert ranges_after({"xaxis.range[0]": 0.1, "xaxis.range[1]": 0.2}, {}) is None
+    for other in ({"width": 3, "height": 4}, {"autosize": True}, {"scene.camera": {}}, {"xaxis.autorange": True}, {}):
+        assert ranges_after(other, seen) is None
+    assert loosened({"xaxis.autorange": True, "yaxis2.autorange": True, "xaxis3.autorange": False, "width": 3}) == [
+        "xaxis",
+        "yaxis2",
+    ]
+
+
+@pytest.mark.usefixtures("offered")
+def test_a_zoom_in_a_served_page_is_sampled_and_left_again() -> None:
+    page = Page({"": lambda: Session(tiny(), store=False)})
+    until(lambda: page.session is not None)
+    page._rest, told_page = Rest(0.02), list[Any]()
+    page.figure._send_update_msg = lambda *message: told_page.append(message[1])
+    page.session.settle(GRID)
+    page.probe.value = "Plane"
+    finish(page)
+    page.figure.viewport = {"xaxis.range": [-0.5, 0.5], "yaxis.range": [-0.5, 0.5]}
+    assert not page.whole.visible
+    along = {"yaxis.range[0]": -0.25, "yaxis.range[1]": 0.0}
+    for high in (0.3, 0.25):  # steps of one zoom
+        page.figure.relayout_data = along | {"xaxis.range[0]": 0.0, "xaxis.range[1]": high}
+    until(lambda: page.session.latest is not None and page.session.latest.probe != GRID, 20)
+    finish(page)
+    data = page.session.latest.data
+    assert data.u.values[[0, -1]] == pytest.approx([0, 0.25], abs=1e-6)
+    assert data.v.values[[0, -1]] == pytest.approx([-0.25, 0], abs=1e-6)
+    assert page._read() == page.session.order.probe, "the form shows the part's settings"
+    assert page.whole.visible
+    page.whole.clicks += 1
+    finish(page)
+    assert page.session.order.probe == GRID
+    told_page.clear()  # Panel's own echo of what it took in
+    page.figure.relayout_data = {"xaxis.autorange": True, "yaxis.autorange": True}
+    page.figure.param.trigger("doubleclick_data")
+    back = {"xaxis.range": [-0.5, 0.5], "yaxis.range": [-0.5, 0.5]}
+    assert told_page == [back, back], "there is no part to leave, so the axes are put back"
+    page.figure.relayout_data = {"width": 500, "height": 400}
+    assert told_page == [back, back]
+    assert page.status.object == ""
+
+
+@pytest.mark.usefixtures("offered")
+def test_a_double_click_in_a_served_page_takes_a_zoom_back_that_is_not_sampled_yet() -> None:
+    page = Page({"": lambda: Session(tiny(), store=False)})
+    until(lambda: page.session is not None)
+    page._rest = Rest(0.2)
+    page.session.settle(GRID)
+    page.probe.value = "Plane"
+    finish(page)
+    asked = list[Any]()
+    page.session.places.zoom = lambda *part: bool(asked.append(part))
+    box = {"xaxis.range": [0.0, 0.25], "yaxis.range": [0.0, 0.25]}
+    page.figure.relayout_data = box
+    page.figure.param.trigger("doubleclick_data")
+    page.figure.relayout_data = box | {"xaxis.range": [0.0, 0.2]}
+    until(lambda: asked, 20)
+    assert asked == [((0.0, 0.2), (0.0, 0.25))]
 
 
 @pytest.mark.usefixtures("offered")

@@ -20,6 +20,10 @@ from workbench.draw.sheet import sheet
 from workbench.draw.stage import Stage, Trace
 from workbench.figure import AnyMark, Contour, Figure, Heat, Surface
 
+CONFIG: dict[str, Any] = {"responsive": True, "displaylogo": False, "doubleClick": "reset"}
+"""What Plotly is told of every live picture: a double click returns to the ranges that the picture came with."""
+CONFIG["modeBarButtonsToRemove"] = ["autoScale2d", "select2d", "lasso2d"]
+
 
 def screen(figure: Figure) -> Any:
     """The figure as ``plotly.graph_objects.Figure``; its height is set, its width follows the page."""

@@ -25,7 +25,7 @@ from plotly import serializers
 from plotly.basedatatypes import Undefined
 
 from workbench.draw.lean import BaseFigureWidget, FigureWidget
-from workbench.draw.screen import describe
+from workbench.draw.screen import CONFIG, describe
 from workbench.figure import Figure
 
 _PLAIN: dict[str, Any] = serializers.custom_serializers
@@ -196,9 +196,6 @@ def _pack(value: Any, widget: Any) -> Any:
 
 _BINARY: dict[str, Any] = {"to_json": _pack, "from_json": _PLAIN["from_json"]}
 
-
-CONFIG: dict[str, Any] = {"responsive": True, "displaylogo": False, "doubleClick": "reset"}
-CONFIG["modeBarButtonsToRemove"] = ["autoScale2d", "select2d", "lasso2d"]
 
 _WHOLE = ("_widget_data", "_widget_layout", "_last_layout_edit_id", "_last_trace_edit_id")
 

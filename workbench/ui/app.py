@@ -13,15 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.draw.screen import screen
 from workbench.probe import Reading
 from workbench.record import runs_in
 from workbench.trajectory import Trajectory
 from workbench.ui import form, look
+from workbench.ui.app_map import OnTheMap
 from workbench.ui.app_parts import Parts
 from workbench.ui.app_threads import Threads
 from workbench.ui.follow import PAUSE, Finder, Follower, Ticker
-from workbench.ui.places import marked
 from workbench.ui.session import Session
 
 LOOPBACK = "127.0.0.1"
@@ -97,7 +96,7 @@ def _free_port() -> int:
 Openers = Mapping[str, Callable[[], Session]]
 
 
-class Page(Parts, Threads):
+class Page(OnTheMap, Parts, Threads):
     """One tab: a run chosen among ``openers``, its session, and the controls. ``view`` is what Panel shows.
 
     Where ``openers`` is a function, it is asked again and again, and the list of runs goes with what it answers.
@@ -109,6 +108,7 @@ class Page(Parts, Threads):
         self.finder = Finder(openers if callable(openers) else lambda: openers)
         self._openers: Openers = self.finder.found
         self.watch: Ticker | None = None
+        self._begin_map()
         self._begin(pn.state.curdoc)
         self.session: Any = None
         self.follower: Follower | None = None
@@ -141,10 +141,13 @@ class Page(Parts, Threads):
             (self.explain, "value", self._explained),
             (self.venue, "value", self._offer_columns),
             (self.figure, "click_data", self._clicked),
+            (self.figure, "relayout_data", self._zoomed),
+            (self.figure, "doubleclick_data", self._doubled),
             (self.u, "value", self._typed),
             (self.v, "value", self._typed),
             (self.go, "clicks", self._go),
             (self.back, "clicks", self._back),
+            (self.whole, "clicks", self._whole),
             (self.export, "clicks", self._export),
         ):
             control.param.watch(self._guarded(answer), event)
@@ -176,6 +179,7 @@ class Page(Parts, Threads):
 
     def _leave(self) -> None:
         """Stop what measures and follows the chosen run."""
+        self._rest.give_up()
         if self.ticker is not None:
             self.ticker.stop()
         self.follower = self.ticker = None
@@ -225,29 +229,6 @@ class Page(Parts, Threads):
             self.ask.disabled = not self.session.offers_opinion
 
         self._later("opinion", show)
-
-    def _clicked(self) -> None:
-        point = ((self.figure.click_data or {}).get("points") or [{}])[0]
-        x, y = point.get("x"), point.get("y")
-        if isinstance(x, int | float) and isinstance(y, int | float) and self.session.places.click(x, y):
-            self._remark()
-
-    def _typed(self) -> None:
-        if self.session.places.choose(self.u.value or 0.0, self.v.value or 0.0):
-            self._remark()
-
-    def _remark(self) -> None:
-        """Another point is chosen: mark it."""
-        self._show_place()
-        self.figure.object = self._picture(self.session.latest)
-
-    def _go(self) -> None:
-        if self.session.places.go():
-            self._submit()
-
-    def _back(self) -> None:
-        if self.session.places.back():
-            self._submit()
 
     def _explained(self) -> None:
         for row in self.form[0]:
@@ -301,33 +282,13 @@ class Page(Parts, Threads):
         picture, rows = self._picture(reading), look.answer(reading)
 
         def show() -> None:
-            self.figure.object = picture
+            self._show(picture)
             self.summary.object = rows
             self._show_place()
             self.ask.disabled = not self.session.offers_opinion
             self._sent.value = int(self._sent.value or 0) + 1
 
         self._later("reading", show)
-
-    def _picture(self, reading: Reading) -> Any:
-        places = self.session.places
-        return screen(reading.figure() if places.map is None else marked(reading.figure(), places.chosen))
-
-    def _show_place(self) -> None:
-        places = self.session.places
-        here, on_map, chosen = places.here is not None, places.map is not None, places.chosen
-        self.place.visible, self.back.visible = on_map or here, here
-        self.place_words.object = look.place(places, zooms=False)
-        self.place_code.object = look.code(places.code) if on_map and chosen is not None else ""
-        for part in (self.u, self.v, self.go):
-            part.visible = on_map
-        self.go.disabled = chosen is None or chosen == places.here
-        if chosen is not None:
-            self._quiet = True
-            try:
-                self.u.value, self.v.value = chosen.u, chosen.v
-            finally:
-                self._quiet = False
 
     # A training that goes on ------------------------------------------------------------------------------------------
 

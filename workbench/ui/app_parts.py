@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from workbench.draw.screen import CONFIG
 from workbench.ui import look
 
 BUDGETS = {"no limit": 0.0, "1 s": 1.0, "5 s": 5.0, "20 s": 20.0, "1 min": 60.0, "5 min": 300.0}
@@ -47,9 +48,7 @@ class Parts:
         wide = {"sizing_mode": "stretch_width"}
         self.bar = pn.indicators.Progress(value=0, max=100, height=8, css_classes=["wb-bar"], **wide)
         self.progress = pn.pane.HTML(css_classes=["wb-progress"])
-        self.figure = pn.pane.Plotly(
-            None, css_classes=["wb-figure"], config={"responsive": True, "displaylogo": False}, **wide
-        )
+        self.figure = pn.pane.Plotly(None, css_classes=["wb-figure"], config=CONFIG, **wide)
         # The page answers each picture by copying a number.
         self._sent, self._drawn = (
             pn.widgets.IntInput(value=0, visible=False),
@@ -71,8 +70,9 @@ class Parts:
         self.v = pn.widgets.FloatInput(label="v", value=0.0, width=110, css_classes=["wb-place-v"])
         self.go = pn.widgets.Button(label="Probe here", css_classes=["wb-place-probe"], align="end")
         self.back = pn.widgets.Button(label="Back to the model", css_classes=["wb-place-back"], align="end")
+        self.whole = pn.widgets.Button(label="Whole map", css_classes=["wb-place-whole"], align="end")
         self.place_code = pn.pane.HTML(css_classes=["wb-place-code"], **sheet)
-        row = pn.Row(self.u, self.v, self.go, self.back, margin=0)
+        row = pn.Row(self.u, self.v, self.go, self.back, self.whole, margin=0)
         self.place = pn.Column(self.place_words, row, self.place_code, visible=False, margin=0, **sheet)
 
     def _make_exits(self) -> None:

@@ -97,13 +97,12 @@ def problem(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}"
 
 
-CHOOSING = "Click on the map to choose a point"
-ZOOMING = ", drag a box to sample that part finely, double-click for the whole map"
+CHOOSING = "Click on the map to choose a point, drag a box to sample that part finely, double-click for the whole map."
 
 
-def place(places: Any, zooms: bool = True) -> str:
-    """The chosen point and where probes look, or how to choose a point; ``zooms``: whether a zoom samples anew."""
-    words = places.words or f"{CHOOSING}{ZOOMING if zooms else ''}."
+def place(places: Any) -> str:
+    """The chosen point and where probes look, or how to choose a point."""
+    words = places.words or CHOOSING
     said = f'<div class="wb-about">{words}</div>' if places.map is not None else ""
     if places.here is None:
         return said

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ SAME = 0.01
 """Ranges that differ by less than this share of their width are the same: the page rounds."""
 
 Span = tuple[float, float]
+_LOOSE = re.compile(r"([xy]axis[0-9]*)[.]autorange$")
+_RANGE = re.compile(r"[xy]axis([0-9]*)[.]range")
 
 
 def walkable(probe: Probe[Any]) -> bool:
@@ -266,6 +269,30 @@ def _rounded(plane: Any) -> Any:
     """The settings to six digits: a person drew them by hand."""
     kept = {name: float(f"{getattr(plane, name):.6g}") for name in ("extent", "centre_u", "centre_v")}
     return dataclasses.replace(plane, **kept)
+
+
+def ranges_after(change: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[Span, Span] | None:
+    """What both axes of a panel show after Plotly's ``relayout`` event; None where it gave no range in numbers.
+
+    ``change`` is the event, ``before`` what all axes showed, by ``"xaxis.range"`` and the like: a zoom along one axis
+    says nothing of the other.
+    """
+    moved = next(filter(None, map(_RANGE.match, change)), None)
+    if moved is None:
+        return None
+    one, two = (_range_after(f"{letter}axis{moved[1]}.range", change, before) for letter in "xy")
+    return None if one is None or two is None else (one, two)
+
+
+def _range_after(name: str, change: Mapping[str, Any], before: Mapping[str, Any]) -> Span | None:
+    held = change.get(name) or before.get(name) or (None, None)
+    low, high = (change.get(f"{name}[{i}]", end) for i, end in enumerate(held))
+    return (float(low), float(high)) if isinstance(low, int | float) and isinstance(high, int | float) else None
+
+
+def loosened(change: Mapping[str, Any]) -> list[str]:
+    """The axes (``"xaxis"``, ``"yaxis2"``) that Plotly's ``relayout`` event left to choose a range for themselves."""
+    return [found[1] for found in map(_LOOSE.match, change) if found and change[found[0]] is True]
 
 
 class Rest:
