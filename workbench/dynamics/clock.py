@@ -40,6 +40,15 @@ class Clock:
         """Seconds of training so far, up to where ``with clock:`` was entered last."""
         return self.trained + (self._entered - self._began) - (self.recording - self._before)
 
+    def begin(self) -> tuple[float, float]:
+        """Enter, as ``with clock:`` does, and say what recording and training took until now; :meth:`end` leaves."""
+        self._entered = entered = time.perf_counter()
+        return self.recording, self.trained + (entered - self._began) - (self.recording - self._before)
+
+    def end(self) -> None:
+        """Leave what :meth:`begin` entered."""
+        self.recording += time.perf_counter() - self._entered
+
     def settle(self, device: torch.device) -> None:
         """Wait until a GPU has done what training gave it, on training's account."""
         if device.type == "cuda":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench import record
+from workbench.dynamics.pending import late
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 TAKEN = ("wall_time", "recorder_seconds")
@@ -28,6 +29,25 @@ def number(name: str, value: float | Tensor, told: str = "step") -> float:
     except (TypeError, ValueError, RuntimeError):
         shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
         raise TypeError(f"recorder.{told}({name}=...) takes one number; got a {type(value).__name__}{shape}.") from None
+
+
+def parted(
+    scalars: Mapping[str, float | Tensor], told: str | None = "step"
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """(numbers that are known, tensors of one element that a GPU may still have to compute).
+
+    ``told`` is the method by which a person told them; None: gauges read them.
+    """
+    now: dict[str, float] = {}
+    later: dict[str, Tensor] = {}
+    for name, value in scalars.items():
+        if told and name in TAKEN:
+            raise ValueError(f"recorder.{told}({name}=...): the recorder writes {name} itself; choose another name.")
+        if late(value) and cast("Tensor", value).numel() == 1:
+            later[name] = cast("Tensor", value)
+        else:
+            now[name] = number(name, value, told or "step")
+    return now, later
 
 
 def named(what: str, value: Any, bare: bool = False) -> str | None:

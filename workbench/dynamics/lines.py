@@ -29,7 +29,10 @@ class Lines:
 
     def write(self, line: Line) -> None:
         """Append a line, or nothing of it; ``OSError`` when the disk is full."""
-        content = line.to_bytes()
+        self.put(line.to_bytes())
+
+    def put(self, content: bytes) -> None:
+        """Append the bytes of a line, as ``write`` does."""
         if self._file.write(content) < len(content):
             self._file.truncate(self._size)
             raise record.full(self._path)

@@ -76,6 +76,11 @@ class Pending:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be written, or to be looked at."""
+        return not (self._waiting or self.arrived)
+
     def push(self, line: Line, later: Mapping[str, Tensor]) -> None:
         """A line, and those of its scalars that are still on a GPU."""
         if not later and not self._waiting:

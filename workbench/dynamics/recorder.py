@@ -23,8 +23,8 @@ from workbench.dynamics.examples import Examples, pack
 from workbench.dynamics.gauges.gauge import Gauge, Training
 from workbench.dynamics.lines import Lines
 from workbench.dynamics.lock import take
-from workbench.dynamics.pending import Pending, late
-from workbench.dynamics.schedules import LogSpaced, Schedule, log_spaced, schedule
+from workbench.dynamics.pending import Pending
+from workbench.dynamics.schedules import LogSpaced, Schedule, following, log_spaced, schedule
 from workbench.dynamics.watch import Past, Turn, Watch
 from workbench.fingerprint import digest
 from workbench.provenance import versions
@@ -107,6 +107,7 @@ class Recorder:
         self._loss, self._norm = described.named("loss", loss, bare=True), norm
         self._build, self._build_args = described.named("build", build), described.jsonable(build_args or {})
         self._step, self._saved, self._superseding, self._silent = 0, -1, False, False
+        self._full, self._names = cast("float", 0), set[str]()
         self._opened, self._first = 0, cast("Line | None", None)
         self._clock = Clock()
         self._watch = Watch(gauges, self._clock)
@@ -248,7 +249,7 @@ class Recorder:
                 "right after entering."
             )
         with self._clock:
-            now, later = _sorted(scalars, "start")
+            now, later = described.parted(scalars, "start")
             told = now | {name: described.number(name, value, "start") for name, value in later.items()}
             self._begin(told)
 
@@ -265,30 +266,59 @@ class Recorder:
 
         Tensors of one element are read off; NaN and infinities are kept.
         """
+        if self._step + 1 < self._full and self._jot(scalars):
+            return
         if self._silent:
             self._step += 1
             return
         self._check_open()
         with self._clock:
             self._take(scalars)
+            self._look_ahead()
+
+    def _jot(self, scalars: Mapping[str, float | Tensor]) -> bool:
+        """Take a step at which nothing but its line is due; False, and nothing done, where a scalar is no known number.
+
+        Its code is in one piece for the caches' sake: training has filled them with other things meanwhile.
+        """
+        for name, value in scalars.items():
+            if type(value) is not float or name not in self._names:
+                return False
+        cost, training = self._clock.begin()
+        try:
+            self._step += 1
+            values = cast("Mapping[str, float]", scalars)
+            self._lines.put(record.line_bytes(self._step, time.time(), cost, values, training))
+        finally:
+            self._clock.end()
+        return True
+
+    def _look_ahead(self) -> None:
+        """Find the next step that needs more than a line: a checkpoint, a gauge, or one that is to be told before."""
+        step = self._step
+        if self._past.recent or not self._pending.idle:
+            self._full = step + 1
+        else:
+            self._full = min(following(self._turn.schedule, step), self._watch.next_due(step) - 1)
 
     def _check_open(self) -> None:
         if not self._lines.open:
             raise RuntimeError("the Recorder is not open: write `with wb.Recorder(...) as rec:` around the training.")
 
     def _take(self, scalars: Mapping[str, float | Tensor]) -> None:
-        now, later = _sorted(scalars)
+        now, later = described.parted(scalars)
         if self._superseding:
             self._supersede()
         self._step += 1
         seen = {**self._arrived(), **now}
         read = self._watch.collect(self._step, seen, self._past)
-        gauged, gauged_later = _sorted(read, None)
+        gauged, gauged_later = described.parted(read, None)
         if self._turn.due(self._step, seen | gauged, self._past, self._clock, self._clock.now()):
             self._clock.settle(device_of(self._model))
             self._keep()
         line = Line(self._step, time.time(), self._clock.now(), now | gauged, training=self._clock.training())
         self._pending.push(line, later | gauged_later)
+        self._names.update(now)
         self._past.add(seen | gauged)
         self._watch.prepare(self._step + 1, seen | gauged, self._past)
 
@@ -340,29 +370,11 @@ class Recorder:
             self._close()
 
     def _close(self) -> None:
+        self._full = 0
         self._watch.close()
         self._lines.close()
         if self._lock is not None:
             self._lock()
-
-
-def _sorted(
-    scalars: Mapping[str, float | Tensor], told: str | None = "step"
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """(numbers that are known, tensors of one element that a GPU may still have to compute).
-
-    ``told`` is the method by which a person told them; None: gauges read them.
-    """
-    now: dict[str, float] = {}
-    later: dict[str, Tensor] = {}
-    for name, value in scalars.items():
-        if told and name in described.TAKEN:
-            raise ValueError(f"recorder.{told}({name}=...): the recorder writes {name} itself; choose another name.")
-        if late(value) and cast("Tensor", value).numel() == 1:
-            later[name] = cast("Tensor", value)
-        else:
-            now[name] = described.number(name, value, told or "step")
-    return now, later
 
 
 def _spent(folder: Path, step: int) -> tuple[float, float]:

@@ -52,7 +52,8 @@ class Moment:
 class Schedule(Protocol):
     """Decides at each step, from what is known at that moment alone.
 
-    Anything with ``due`` will do; ``watches`` (optional) names the scalars whose recent values it wants.
+    Anything with ``due`` will do; ``watches`` (optional) names the scalars whose recent values it wants, and
+    ``next_due(step)`` (optional) says the first step after ``step`` at which it can be due: it is not asked before.
     """
 
     def due(self, moment: Moment) -> bool:
@@ -67,6 +68,10 @@ class Combining:
     def watches(self) -> tuple[str, ...]:
         """The scalars whose recent values are looked at."""
         return ()
+
+    def next_due(self, step: int) -> int:
+        """The first step after ``step`` at which this can be due; any one, where it depends on what happens."""
+        return step + 1
 
     def __or__(self, other: Schedule | int) -> Either:
         return Either(cast("Schedule", self), schedule(other))
@@ -96,6 +101,10 @@ class Either(_Two):
         """Whether one of them is due."""
         return self.first.due(moment) or self.second.due(moment)
 
+    def next_due(self, step: int) -> int:
+        """The sooner of both."""
+        return min(following(self.first, step), following(self.second, step))
+
 
 @dataclass(frozen=True)
 class Both(_Two):
@@ -104,6 +113,10 @@ class Both(_Two):
     def due(self, moment: Moment) -> bool:
         """Whether both are due."""
         return self.first.due(moment) and self.second.due(moment)
+
+    def next_due(self, step: int) -> int:
+        """The later of both."""
+        return max(following(self.first, step), following(self.second, step))
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,13 @@ class LogSpaced(Combining):
     def due(self, moment: Moment) -> bool:
         """Whether the step is one of them."""
         return self.keeps(moment.step)
+
+    def next_due(self, step: int) -> int:
+        """The power after ``step``."""
+        k = math.floor(math.log10(step) * self.per_decade) if step > 0 else 0
+        while round(10 ** (k / self.per_decade)) <= step:  # at most some steps: rounding gives small powers twice
+            k += 1
+        return round(10 ** (k / self.per_decade))
 
     def keeps(self, step: int) -> bool:
         """Whether ``step`` is one of them."""
@@ -141,6 +161,10 @@ class Every(Combining):
     def due(self, moment: Moment) -> bool:
         """Whether the step is a multiple."""
         return moment.step % self.steps == 0
+
+    def next_due(self, step: int) -> int:
+        """The multiple after ``step``."""
+        return step - step % self.steps + self.steps
 
 
 @dataclass(frozen=True)
@@ -268,3 +292,8 @@ def schedule(given: Any) -> Schedule:
 def watched(given: Schedule) -> tuple[str, ...]:
     """The scalars whose recent values a schedule looks at."""
     return tuple(getattr(given, "watches", ()))
+
+
+def following(given: Schedule, step: int) -> int:
+    """The first step after ``step`` at which a schedule can be due; the very next one where it does not say."""
+    return given.next_due(step) if hasattr(given, "next_due") else step + 1  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from workbench.dynamics.clock import Clock
 from workbench.dynamics.gauges.gauge import Gauge, Meter, Training
-from workbench.dynamics.schedules import HISTORY, Every, Moment, Schedule, schedule, watched
+from workbench.dynamics.schedules import HISTORY, Every, Moment, Schedule, following, schedule, watched
 
 
 class Turn:
@@ -66,8 +67,13 @@ class Watch:
         self._posts: list[_Post] = []
         self._hooks: list[Any] = []
         self._training: Training | None = None
-        plain = [one.steps for one in self.schedules if isinstance(one, Every)]
+        self._chosen = self.schedules
+        plain = [one.steps for one in self._chosen if isinstance(one, Every)]
         self._periods = tuple(set(plain)) if len(plain) == len(self._gauges) else None
+
+    def next_due(self, step: int) -> int | float:
+        """The first step after ``step`` at which a gauge can be due; infinite without gauges."""
+        return min((following(one, step) for one in self._chosen), default=math.inf)
 
     def _idle(self, step: int) -> bool:
         """Whether no gauge can be due at a step; a microsecond, for all the steps between readings."""
