@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from surfaces import Q2, double, last, point, quadratic, surface
 from torch import Tensor
 
 from workbench.sharpness.ascent import worst_case
 from workbench.sharpness.balls import Ball, Box, Ellipsoid, Euclidean
 from workbench.sharpness.first_order import first_order
-from workbench.sharpness.keskar import keskar
+from workbench.sharpness.found import NotDefined
+from workbench.sharpness.keskar import FIRST, SUBSPACES, keskar
 from workbench.sharpness.scales import elementwise
 
 
@@ -95,6 +101,58 @@ def test_starved_ascents_are_not_called_converged() -> None:
 def test_keskar_on_a_quadratic() -> None:
     found = last(keskar(point(quadratic(Q2, 1.0, 1.0)), 1e-3))
     assert found.value == pytest.approx(0.24024000, abs=5e-9)
+
+
+def reached(hessian: Tensor, at: Tensor, directions: Tensor, size: float) -> float:
+    """φ of ½ wᵀHw in the box of a subspace: the best of scipy's trust-constr from every corner of the p x p problem."""
+    reach = (size * ((directions.T @ at).abs() + 1)).numpy()
+    inner, slope = (directions.T @ hessian @ directions).numpy(), (directions.T @ hessian @ at).numpy()
+    corners = np.array(list(itertools.product((-1.0, 1.0), repeat=len(reach)))) * reach
+    ended = [
+        minimize(
+            lambda y: -(slope @ y + 0.5 * y @ inner @ y),
+            corner,
+            jac=lambda y: -(slope + inner @ y),
+            method="trust-constr",
+            bounds=np.stack([-reach, reach], 1),
+            options={"maxiter": 200, "gtol": 1e-12, "xtol": 1e-14},
+        ).fun
+        for corner in corners
+    ]
+    loss = float(0.5 * at @ hessian @ at)
+    rise = max(-min(ended), max(float(slope @ c + 0.5 * c @ inner @ c) for c in corners))
+    return 100 * rise / (1 + loss)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_keskar_in_random_subspaces_of_a_quadratic(seed: int) -> None:
+    """A subspace's maximum is that of a p x p quadratic over a box; p of P directions, drawn as the measure draws."""
+    hessian, at = curved(seed)
+    here = point(quadratic(hessian, *at.tolist()), seed)
+    exact = []
+    for number in range(SUBSPACES):
+        drawn = torch.stack([here.draw(FIRST + 3 * number + k) for k in range(3)], 1)
+        directions, sizes = torch.linalg.qr(drawn)
+        exact.append(reached(hessian, at, directions * sizes.diagonal().sign(), 0.05))
+    found = last(keskar(here, 0.05, 3))
+    assert found.value == pytest.approx(np.mean(exact), rel=1e-6)
+    assert found.error == pytest.approx(np.std(exact, ddof=1) / math.sqrt(SUBSPACES), rel=1e-4)
+    assert found.converged
+    assert found.lower_bound
+    assert "3 random orthonormal directions of 12 parameters" in found.protocol
+
+
+def test_keskar_in_as_many_directions_as_there_are_sees_a_round_quadratic_as_in_all_weights() -> None:
+    """Near the minimum of ½ ‖w‖² the box is a cube of half-width ε, however it is turned: φ = 50 P ε²."""
+    tilted = point(surface(lambda w: 0.5 * w @ w + 1e-3 * w.sum(), *[0.0] * 5))
+    turned, straight = last(keskar(tilted, 0.1, 5)), last(keskar(tilted, 0.1))
+    assert straight.value == pytest.approx(50 * 5 * 0.01 + 100 * 5e-4, rel=1e-9)
+    assert turned.value == pytest.approx(50 * 5 * 0.01, rel=0.05)
+
+
+def test_keskar_refuses_more_directions_than_parameters() -> None:
+    with pytest.raises(NotDefined, match="does not fit into 2 parameters"):
+        last(keskar(point(quadratic(Q2, 1.0, 1.0)), 1e-3, 3))
 
 
 def test_ascents_draw_the_same_at_every_checkpoint_and_leave_the_weights() -> None:

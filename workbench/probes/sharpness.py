@@ -25,7 +25,7 @@ from workbench.sharpness.first_order import first_order
 from workbench.sharpness.fisher_rao import fisher_rao, fisher_rao_empirical
 from workbench.sharpness.flatness import neuronwise_flatness, relative_flatness
 from workbench.sharpness.found import FRACTIONS, Found, NotDefined
-from workbench.sharpness.keskar import keskar
+from workbench.sharpness.keskar import EVALUATIONS, SUBSPACES, keskar
 from workbench.sharpness.pac_bayes import pac_bayes
 from workbench.sharpness.point import Point
 from workbench.sharpness.scales import elementwise, filterwise, modules_of_weights
@@ -49,7 +49,8 @@ class Sharpness(Probe[Subject]):
     each filter by ``relative_sigma`` of its length. ``module_lambda`` and ``module_trace`` are the largest λ_1 ‖W‖² and
     tr ‖W‖²/P of a module; ``relative_flatness`` is Σ ⟨w_s, w_s'⟩ tr H_ss' of a linear layer, ``neuron_flatness``
     Σ ‖w_s‖² λ_1(H_ss), ``fisher_rao`` θᵀFθ, ``pac_bayes`` 1/σ² at the noise that costs ``accuracy_drop``, ``keskar``
-    100 (max L - L)/(1 + L) in a box. ``rise`` shows how those with a step grow with its size.
+    100 (max L - L)/(1 + L) in a box, of all weights or of random subspaces of ``subspace`` dimensions. ``rise``
+    shows how those with a step grow with its size.
 
     How to read it: large is sharp, but each has units of its own, so compare a definition only with itself. ``sam``,
     ``worst_l2``, ``average`` and λ_1 change under rescalings that leave the function as it is (ReLU networks,
@@ -89,6 +90,11 @@ class Sharpness(Probe[Subject]):
     adaptive_box: Annotated[
         float, Range(1e-8, 10.0, log=True, soft=(1e-3, 0.1)), Doc("The same for adaptive_worst_linf, over each weight.")
     ] = 0.01
+    subspace: Annotated[
+        int,
+        Range(0, 10_000, soft=(0, 200)),
+        Doc("Dimension of the random subspaces that keskar's box lies in, 100 in the paper; 0: all weights."),
+    ] = 0
     sigma: Annotated[
         float, Range(1e-8, 10.0, log=True, soft=(1e-4, 0.1)), Doc("Standard deviation of the noise of average.")
     ] = 0.01
@@ -174,7 +180,7 @@ class Sharpness(Probe[Subject]):
             "worst_linf": lambda: worst_case(point, box, self.steps),
             "m_sharpness": lambda: block_sharpness(point, ball, self.steps, self.block),
             "average": lambda: average(point, lambda noise: noise, self.sigma, self.draws, noise),
-            "keskar": lambda: keskar(point, self.box),
+            "keskar": lambda: keskar(point, self.box, self.subspace),
         }
 
     def _adaptive(self, point: Point) -> Makers:
@@ -216,6 +222,10 @@ class Sharpness(Probe[Subject]):
         """ρ = σ√P: the length that noise of ``sigma`` has on ``size`` parameters."""
         return self.sigma * math.sqrt(size)
 
+    @property
+    def _keskar_gradients(self) -> int:
+        return EVALUATIONS * (SUBSPACES if self.subspace else 1) * ("keskar" in self.definitions)
+
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """Each definition with its error, and the loss that it must be read with."""
         found: dict[str, Value] = {}
@@ -238,7 +248,8 @@ class Sharpness(Probe[Subject]):
         """Graphs of the Hessian, a Krylov basis and a few steps; passes by definition."""
         kept, working = Hessian(subject).expected_bytes()
         vector = subject.size * subject.dtype.itemsize
-        most = kept + max(working + 46 * vector, test_bytes(subject)) + subject.memory()
+        held = 46 + self.subspace * ("keskar" in self.definitions)
+        most = kept + max(working + held * vector, test_bytes(subject)) + subject.memory()
         chosen = set(self.definitions)
         averages = (
             2
@@ -247,7 +258,7 @@ class Sharpness(Probe[Subject]):
         )
         noise = 8 * self.noise_draws * len(chosen & {"pac_bayes", "pac_bayes_magnitude"})
         searches = {"worst_l2", "worst_linf", "adaptive_worst_l2", "adaptive_worst_linf", "m_sharpness"}
-        climbs = 2 * (self.steps + 1) * len(chosen & searches) + 30 * len(chosen & {"keskar"})
+        climbs = 2 * (self.steps + 1) * len(chosen & searches) + self._keskar_gradients
         modules = len(modules_of_weights(subject))
         eigen = 12 * len(chosen & {"lambda_max", "adaptive_lambda_max"})
         eigen += modules * (12 * len(chosen & {"module_lambda"}) + 30 * len(chosen & {"module_trace"}))
