@@ -116,6 +116,18 @@ def convolutional(examples):
     return net, torch.randn(examples, 3, 32, 32)
 
 
+def wide(function, examples):
+    return nn.Sequential(nn.Linear(64, 2000), function, nn.Linear(2000, 10)), torch.randn(examples, 64)
+
+
+def tanh(examples):
+    return wide(nn.Tanh(), examples)
+
+
+def relu(examples):
+    return wide(nn.ReLU(), examples)
+
+
 def transformer(examples):
     return Encoder(), torch.randint(0, 50, (examples, 24))
 
@@ -130,7 +142,14 @@ def status(name):
     return int(line.split()[1]) * 1024
 
 
-make, large = {"dense": (dense, 512), "conv": (convolutional, 128), "transformer": (transformer, 256)}[sys.argv[1]]
+makers = {
+    "dense": (dense, 512),
+    "conv": (convolutional, 128),
+    "transformer": (transformer, 256),
+    "tanh": (tanh, 1000),
+    "relu": (relu, 1000),
+}
+make, large = makers[sys.argv[1]]
 torch.manual_seed(0)
 probe, large = HessianSpectrum(trace=False, bracket=False), of(make, large)
 next(iter(drive(HessianSpectrum(top=1), subject(8, 8, 20))))  # imports are not the run's
@@ -158,8 +177,8 @@ def does_not_grow(ratio: float) -> None:
 
 
 def holds(estimate: float, peak: float) -> None:
-    """Within 30 % of what was used, either way."""
-    assert 0.7 * peak < estimate < 1.3 * peak, f"{estimate / 2**20:.0f} MiB were said, {peak / 2**20:.0f} MiB were used"
+    """At most a tenth too little, and at most twice too much: allocators keep more or less of what was freed."""
+    assert 0.9 * peak < estimate < 2 * peak, f"{estimate / 2**20:.0f} MiB were said, {peak / 2**20:.0f} MiB were used"
 
 
 def test_memory_does_not_grow_with_products() -> None:
@@ -170,7 +189,7 @@ def test_memory_does_not_grow_with_products() -> None:
 
 
 @pytest.mark.parametrize("top", [pytest.param("2", marks=pytest.mark.slow), "20"])
-def test_the_estimate_before_the_run_is_within_a_third_of_the_peak(top: str) -> None:
+def test_the_estimate_before_the_run_holds_where_freed_memory_is_returned_at_once(top: str) -> None:
     found = measured(PEAK, top)
     holds(found["estimate"], found["peak"])
     with pytest.raises(
@@ -179,7 +198,7 @@ def test_the_estimate_before_the_run_is_within_a_third_of_the_peak(top: str) -> 
         holds(found["vectors"], found["peak"])
 
 
-@pytest.mark.parametrize("net", ["dense", "conv", "transformer"])
+@pytest.mark.parametrize("net", ["dense", "conv", "transformer", "tanh", "relu"])
 def test_the_estimate_holds_for_usual_nets_with_the_usual_allocator(net: str) -> None:
     found = measured(USUAL, net, eager=False)
     holds(found["estimate"], found["peak"])

@@ -8,6 +8,7 @@ LayerNorm and through BatchNorm with batch statistics.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol, Self, overload
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from workbench.data import Batch
 from workbench.numerics.operator import Operator
-from workbench.operators.graphs import add_parts, held_bytes
+from workbench.operators.graphs import add_parts, held, held_bytes
 from workbench.shell import precise
 from workbench.subject import Subject
 
@@ -26,6 +27,7 @@ TRIED = 32
 SHARE = 0.5
 """The share of free memory that kept graphs may take; the rest is for Krylov bases and for the user's training."""
 _measured: WeakKeyDictionary[Subject, dict[type, float]] = WeakKeyDictionary()
+_largest: WeakKeyDictionary[Subject, dict[type, float]] = WeakKeyDictionary()
 _first: WeakKeyDictionary[Subject, dict[type, int]] = WeakKeyDictionary()
 
 
@@ -167,14 +169,31 @@ class Curvature(Operator):
         """
         known = _measured.setdefault(self.subject, {})
         if type(self) not in known:
-            batch = next(iter(self.subject.batches(TRIED)))
-            with precise(self.device):
-                known[type(self)] = held_bytes(self._graph(batch).roots(), self.leaves.values()) / batch.size
+            sizes, count = self._tried(TRIED)
+            known[type(self)] = sum(sizes) / count
         each = known[type(self)]
         chunk = each * min(self.subject.plan.chunk or self.subject.examples, self.subject.examples)
         whole = each * self.subject.examples
         fits = self._room is None and whole <= SHARE * self.subject.available_memory()
         return int(whole if fits or self._room else chunk), int(1.3 * chunk)
+
+    def largest_bytes(self) -> int:
+        """What the largest tensor that a chunk's graph keeps, and that grows with the examples, will take.
+
+        Measured on two numbers of examples, once a subject, and scaled.
+        """
+        known = _largest.setdefault(self.subject, {})
+        if type(self) not in known:
+            more, few = (self._tried(count) for count in (TRIED, TRIED // 2))
+            growing = Counter(more[0]) - Counter(few[0])
+            known[type(self)] = max(growing, default=0) / more[1]
+        return int(known[type(self)] * min(self.subject.plan.chunk or self.subject.examples, self.subject.examples))
+
+    def _tried(self, count: int) -> tuple[list[int], int]:
+        """Bytes of each tensor that the graph of so many examples holds, and how many there are."""
+        batch = next(iter(self.subject.batches(count)))
+        with precise(self.device):
+            return held(self._graph(batch).roots(), self.leaves.values()), batch.size
 
     @property
     def kept(self) -> int:

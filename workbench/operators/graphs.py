@@ -62,7 +62,12 @@ def nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
 
 
 def held_bytes(roots: Iterable[Tensor], leaves: Iterable[Tensor] = ()) -> int:
-    """Bytes of the distinct tensors that the graphs above ``roots`` keep alive, without those of ``leaves``.
+    """Bytes of the distinct tensors that the graphs above ``roots`` keep alive, without those of ``leaves``."""
+    return sum(held(roots, leaves))
+
+
+def held(roots: Iterable[Tensor], leaves: Iterable[Tensor] = ()) -> list[int]:
+    """Bytes of each of those tensors, in no order.
 
     Walks the graph's nodes and looks at what each has saved; about 10 µs a node, nothing is computed. A root without
     a graph counts itself.
@@ -75,7 +80,7 @@ def held_bytes(roots: Iterable[Tensor], leaves: Iterable[Tensor] = ()) -> int:
         sizes[place] = max(sizes.get(place, 0), saved.numel() * saved.element_size())
     for leaf in leaves:
         sizes.pop(leaf.untyped_storage().data_ptr(), None)
-    return sum(sizes.values())
+    return list(sizes.values())
 
 
 def _saved(node: Any) -> Iterator[Tensor]:

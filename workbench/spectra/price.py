@@ -26,6 +26,10 @@ HOLES, HOLES_WORKING = 1.7, 1.2
 """Factors on a host for kept graphs and for a product's tensors. Building a graph keeps some tensors and frees others
 between them, and glibc's allocator neither returns such holes nor, before its release 2.38, puts an aligned tensor of
 the same size back into one; measured on dense, convolutional and attention nets (tests/pitfalls/test_14_memory.py)."""
+TEMPORARY = 8
+"""A product's passing tensors on a host, over the largest one that its chunk's graph keeps: each elementwise function
+is differentiated twice in several steps, of which each makes a tensor anew that no hole takes. In a deep net that is
+little beside its graph, in one wide layer it is most; measured 5 to 10 on wide layers of tanh, ReLU and GELU."""
 TEST_VECTORS, TEST_GRAPHS, TEST_AGAIN = 13, 7, 0.5
 """The self-test: vectors of the parameters' size in float64; what it takes over the graph of its examples in float64
 (the graph, a product on it, and the patches into which float64 convolutions unfold their inputs); and the share of it
@@ -66,7 +70,8 @@ def peak_bytes(found: Curvature, aim: Aim, vectors: float) -> int:
 
     Each kept graph holds its chunk's gradient too (for products with outputs, two). On a device the self-test's
     memory is free again when a product needs it. A host's allocator keeps what it was given and uses it again in part:
-    there the smaller of the two counts half, and graphs take more than their tensors (:data:`HOLES`).
+    there the smaller of the two counts half, graphs take more than their tensors (:data:`HOLES`), and what passes by in
+    a product counts by the largest of them (:data:`TEMPORARY`).
     """
     subject, vector = found.subject, found.size * found.dtype.itemsize
     kept, working = found.expected_bytes()
@@ -78,7 +83,7 @@ def peak_bytes(found: Curvature, aim: Aim, vectors: float) -> int:
     tests = TEST_VECTORS * 8 * found.size + TEST_GRAPHS * share
     if subject.device.type != "cpu":
         return int(kept + basis + max(others + working, 6 * vector + tests))
-    run = others + HOLES * kept + HOLES_WORKING * working
+    run = others + HOLES * kept + HOLES_WORKING * working + TEMPORARY * found.largest_bytes()
     return int(basis + max(run, tests) + TEST_AGAIN * min(run, tests))
 
 
