@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from workbench.kernels import Rules
+from workbench.kernels import Handler, Rules
 from workbench.twin import is_torchs, twin, unwrap
 
 _top_hooks: Callable[[bool], Any] = getattr(torch._C, "_autograd")._top_saved_tensors_default_hooks  # noqa: B009
@@ -48,6 +48,7 @@ class Shell:
         self.seed = seed
         self.dtype, self.device = dtype, device
         self.lock = threading.RLock()
+        self.instead: Mapping[Any, Handler] = {}
         self.seen: set[str] = set()
         inner = unwrap(module)
         self.hooked = sum(_user_hooks(m) for m in inner.modules())
@@ -76,6 +77,7 @@ class Shell:
         made = Shell.__new__(Shell)
         made.norm, made.seed, made.dtype, made.device = self.norm, self.seed, None, None
         made.lock, made.seen, made.hooked = threading.RLock(), set(self.seen), self.hooked
+        made.instead = {}
         now = {name: tensor.detach().clone() for name, tensor in {**self.tensors(deep=True), **(tensors or {})}.items()}
         for name, p in self.parameters.items():  # which weights are frozen remains known
             now[name].requires_grad_(p.requires_grad)
@@ -85,11 +87,11 @@ class Shell:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("lock", "_slots", "_state", "norms")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("lock", "instead", "_slots", "_state", "norms")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.lock = threading.RLock()
+        self.lock, self.instead = threading.RLock(), {}
         self._adopt(self.module)
 
     def convert(self, tensor: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ class Shell:
         given |= asked
         if len(given) != len(self.parameters) + len(self.buffers):
             self._check_names(given)
-        rules = Rules(self.seed)
+        rules = Rules(self.seed, self.instead)
         # an objective may differentiate inside, which a caller's no_grad would forbid; without leaves it costs nothing
         grad = torch.is_grad_enabled() or not any(t.requires_grad for t in given.values())
         with self.lock, _clean(next(iter(given.values())).device), torch.set_grad_enabled(grad), rules:
@@ -183,9 +185,19 @@ class Shell:
         for place, key, name in self._slots:
             place[key] = originals[name]
 
+    @contextmanager
+    def handling(self, instead: Mapping[Any, Handler]) -> Generator[None]:
+        """Other handlers for some torch functions while this lasts, before the rules; other threads wait."""
+        with self.lock:
+            before, self.instead = self.instead, instead
+            try:
+                yield
+            finally:
+                self.instead = before
+
     def apply(self, function: Callable[..., Any], *args: Any) -> Any:
         """``function(*args)`` under the same rules, for what comes after the module: losses."""
-        rules = Rules(self.seed)
+        rules = Rules(self.seed, self.instead)
         with _clean(self.device or next(iter(self.parameters.values())).device), rules:
             found = function(*args)
         self.seen |= rules.seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from workbench.landscape.evaluation.choice import Trial, key_of, proof, remembered
@@ -25,11 +26,13 @@ MANY = 25
 class PlanePoints:
     """L at θ + a·u + b·v for many (a, b): :meth:`Subject.evaluate` at each, to rounding, in the fastest way found.
 
-    What may differ from one point after another: ``chunk`` examples at once, channels last in memory, first layers
-    replaced by A + a·B + b·C (their outputs are affine in the coordinates), several points at once by
-    ``torch.func.vmap``. Weights are written into buffers; nothing of the model is. The way is found on the first
-    evaluation, by timing a few real points within 8 % of the expected time and 4 s, and every way but the plain one is
-    compared with the plain one first (float64: 1e-11 of the largest example's loss, else 1e-5).
+    What may differ from one point after another: ``chunk`` examples at once, channels last in memory, BatchNorm in eval
+    mode folded into the layer before it, kernels that are not differentiated (dense layers by oneDNN, fused attention,
+    log softmax over few classes side by side), first layers replaced by A + a·B + b·C (their outputs are affine in the
+    coordinates), several points at once by ``torch.func.vmap``. Weights are written into buffers; nothing of the model
+    is. The way is found on the first evaluation, by timing a few real points within 8 % of the expected time and 4 s
+    (of the process, on a CPU), and every way but the plain one is compared with the plain one first (float64: 1e-11 of
+    the largest example's loss, else 1e-5). Where a forward pass is short, one way that saves calls is tried, no more.
 
     The choice is kept in memory by model, shapes, precision, device, threads and plan, so evaluations of one process
     are equal bit for bit. Between processes the choice can differ, and with it the last digits.
@@ -104,27 +107,30 @@ class PlanePoints:
         way = remembered((*key_of(self.subject, self.series, self.base), self.singly), trial.best)
         if way == self.base:
             return plain
+        if trial.winner is not None and trial.winner.way == way:
+            return trial.winner
         found = self._make(way)
-        if found.layers is None:  # chunk, format and vmap were compared when they were chosen
+        if found.layers is None and found.folded is None:  # the rest was compared when it was chosen
             return found
         limit = min(self.subject.examples, self.subject.plan.chunk or self.subject.examples)
-        return found if proof(found, self._make(Way()), point, limit) else self._make(self._without_products(way))
+        return found if proof(found, self._make(Way()), point, limit) else self._make(_as_built(way))
 
     def _make(self, way: Way) -> Runner:
         if way.affine and self.expected < MANY:
-            way = self._without_products(way)
+            way = replace(way, affine=False)
         room = _product_bytes(self.subject) / self.subject.examples
         return Runner(self.subject, self.first, self.second, way, room)
-
-    @staticmethod
-    def _without_products(way: Way) -> Way:
-        return Way(way.chunk, way.channels_last, False, way.together, way.preview)
 
     @staticmethod
     def _tried(points: list[Point]) -> Point:
         """The nearest given point that is away from the model on both axes, else on one."""
         away = [p for p in points if p[0] and p[1]] or [p for p in points if p[0] or p[1]] or [(1e-2, 1e-2)]
         return min(away, key=lambda p: abs(p[0]) + abs(p[1]))
+
+
+def _as_built(way: Way) -> Way:
+    """The way without what is read off the model's structure."""
+    return replace(way, affine=False, folded=False)
 
 
 def expected_bytes(subject: Subject) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.data import Batch
-from workbench.landscape.evaluation.moving import Direction, combined, moved
+from workbench.landscape.evaluation.moving import Direction, combined, combined_at, moved
 from workbench.subject import Subject
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -118,6 +118,10 @@ class FirstLayers:
             return lambda *_, **__: combined(*product, a, b)
 
         return {module: given(product) for module, product in self.products[place].items()}
+
+    def together(self, place: int, a: Tensor, b: Tensor) -> dict[nn.Module, Tensor]:
+        """The layers' outputs on batch number ``place`` at several points, coordinates (k,), as tensors (k, ...)."""
+        return {module: combined_at(product, a, b) for module, product in self.products[place].items()}
 
 
 def first_layers(

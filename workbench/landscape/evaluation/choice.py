@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.landscape.evaluation.folding import NORMS
 from workbench.landscape.evaluation.runner import Parts, Point, Runner
 from workbench.landscape.evaluation.way import Way
 from workbench.subject import SHARE, Subject
@@ -25,13 +26,15 @@ QUICK = 0.03
 EFFORT = 0.08
 """The share of the expected time of all points that trying other ways may take."""
 PATIENCE = 4.0
-"""Seconds that trying other ways may take at most."""
+"""Seconds that trying other ways may take at most; the process's own on a CPU, where others may be in the way."""
 BETTER = 0.97
 """A way replaces another where it takes at most this share of its time."""
 SLOW = 0.1
 """A run of so many seconds is timed once."""
 CALL = 2e-3
-"""On a CPU, where one forward pass takes fewer seconds, several points at once are tried in place of smaller chunks."""
+"""On a CPU, where one forward pass takes fewer seconds, calls cost more than what they compute: points go together."""
+CACHED = 2**23
+"""Bytes that the activations of points evaluated together should take on a CPU: what caches hold."""
 REMEMBERED = 256
 ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-5}
 """How far from the plain way a verified one may be, relative to the largest loss of an example."""
@@ -84,9 +87,10 @@ def tolerance_of(subject: Subject, way: Way) -> float:
 class Trial:
     """Ways raced against each other on the first chunk of examples at one point.
 
-    The stages are: chunk and memory format, then the affine first layer, then several points at once (these two the
-    other way round where a pass is short), each on top of the best so far. A way that raises, or whose losses are not
-    those of the plain way, has lost.
+    The stages are: other kernels, BatchNorm folded, chunk and memory format, the affine first layer, and on a GPU
+    several points at once, each on top of the best so far. Where a pass is so short that calls cost more than what
+    they compute, all that saves calls is tried at once, so that small jobs do not wait for a race. A way that raises,
+    or whose losses are not those of the plain way, has lost.
     """
 
     subject: Subject
@@ -96,35 +100,60 @@ class Trial:
     expected: int
     most: int
     seconds: dict[Way, float] = field(default_factory=dict[Way, float])
+    winner: Runner | None = None
+    """The runner of the best way, compared with the plain one."""
+    last: Runner | None = None
+    """The runner that was timed last."""
 
     def __post_init__(self) -> None:
         self.limit = min(self.subject.examples, self.subject.plan.chunk or self.subject.examples)
+        self.budget = math.inf
+        # On a CPU the process's own seconds count: other programs that run would decide otherwise.
+        self.clock = time.perf_counter if self.subject.device.type == "cuda" else time.process_time
 
     def best(self) -> Way:
         """The fastest way found within the time there is; the same numbers whichever it is, to rounding."""
-        began, base = time.perf_counter(), self.base
+        began, base = self.clock(), self.base
         self.plain = self._plain()
         if self.plain is None:
             return base
         whole = self._time(base) * self.subject.examples / max(self.limit, 1) * self.expected
         if not whole > QUICK:
             return base
-        budget, best = min(EFFORT * whole, PATIENCE), base
-        small = self._small(base)
-        for stage in (self._layouts, *((self._several, self._affine) if small else (self._affine, self._several))):
+        self.budget, best = min(EFFORT * whole, PATIENCE), base
+        for stage in (self._calls,) if self._small(base) else self._stages():
             start = best
             for way in stage(start):
-                if time.perf_counter() - began > budget and way.affine == best.affine:
+                if self.clock() - began > self.budget and way.affine == best.affine:
                     break
                 if self._time(way) < BETTER * self.seconds[best]:
-                    best = way
+                    best, self.winner = way, self.last
         return best
+
+    def _stages(self) -> tuple[Callable[[Way], Iterator[Way]], ...]:
+        return self._kernels, self._folds, self._layouts, self._affine, self._several
+
+    def _calls(self, start: Way) -> Iterator[Way]:
+        """Several points at once, as many as caches hold, on top of all else; then less of it."""
+        held = 2 ** (min(max(CACHED // max(self.subject.memory(), 1), 8), 256, self.most).bit_length() - 1)
+        if held > 1 and self._together(held):
+            yield from self._affine(replace(start, fast=True, together=held))
+        if not self.winner or self._pass(start) > CALL / 4:
+            yield from self._affine(replace(start, fast=True))
+        yield from self._folds(self.winner.way if self.winner else start)
+
+    def _kernels(self, start: Way) -> Iterator[Way]:
+        yield replace(start, fast=True)
+
+    def _folds(self, start: Way) -> Iterator[Way]:
+        if any(type(m) in NORMS for m in self.subject.module.modules()):
+            yield replace(start, folded=True)
 
     def _layouts(self, start: Way) -> Iterator[Way]:
         """Chunks and memory formats, the most promising first."""
         planned = self.subject.plan.chunk or self.limit
         fixed = self.subject.norm == "batch" or self.subject._criterion.coupled
-        cut = not (fixed or self.subject.device.type == "cuda" or self._small(start))
+        cut = not (fixed or self.subject.device.type == "cuda")
         chunks = [c for c in (64, 128, 32, 256) if c < planned] if cut else []
         images = any(isinstance(m, nn.Conv2d) for m in self.subject.module.modules())
         for last in (True, False) if images else (False,):
@@ -133,26 +162,33 @@ class Trial:
                     yield replace(start, chunk=chunk, channels_last=last)
 
     def _affine(self, start: Way) -> Iterator[Way]:
+        """With the first layers' products; in a stage that has no winner yet, without them too."""
         yield replace(start, affine=True)
+        if start not in self.seconds and (self.winner is None or self.winner.way.together != start.together):
+            yield start
 
     def _several(self, start: Way) -> Iterator[Way]:
-        cuda = self.subject.device.type == "cuda"
-        if not cuda and not self._small(start):
-            return
-        for together in (16, 64, 256) if cuda else (32, 8):
-            if together <= self.most and together <= most_together(self.subject):
-                yield replace(start, together=together)
+        if self.subject.device.type == "cuda":
+            yield from (replace(start, together=k) for k in (16, 64, 256) if self._together(k))
+
+    def _together(self, points: int) -> bool:
+        return points <= self.most and points <= most_together(self.subject)
 
     def _small(self, way: Way) -> bool:
         """Whether a forward pass of the way is so short that calls cost more than what they compute."""
-        return self.seconds[way] / math.ceil(self.limit / (way.chunk or self.limit)) < CALL
+        return self.subject.device.type != "cuda" and self._pass(way) < CALL
+
+    def _pass(self, way: Way) -> float:
+        """Seconds that a forward pass of the way takes."""
+        return self.seconds[way] / math.ceil(self.limit / (way.chunk or self.limit))
 
     def _time(self, way: Way) -> float:
         """Seconds a point on the first chunk of examples; infinite for a way that is no good."""
         self.seconds[way] = math.inf
         try:
-            runner = self.make(way)
-            if not way.affine or runner.layers is not None:
+            self.last = runner = self.make(way)
+            idle = (way.affine and runner.layers is None) or (way.folded and runner.folded is None)
+            if not idle:
                 self.seconds[way] = self._measured(runner)
         except Exception:  # whatever a way cannot do, the plain one can
             if way == self.base:
@@ -160,19 +196,18 @@ class Trial:
         return self.seconds[way]
 
     def _measured(self, runner: Runner) -> float:
-        """The best of three runs, of one where that is slow enough to be measured well; infinite for other losses."""
+        """The best of up to three runs, fewer where they are slow or dear; infinite for other losses."""
         way, times = runner.way, list[float]()
         points = [self.point] * way.together
-        # On a CPU the process's own seconds count: other programs that run would decide otherwise.
-        clock = time.perf_counter if self.subject.device.type == "cuda" else time.process_time
         for _ in range(3):
-            start = clock()
+            start = self.clock()
             parts = runner.parts(points, True, self.limit)
             total = float(parts[0].sum())  # waits for the device
-            times.append((clock() - start) / way.together)
+            times.append((self.clock() - start) / way.together)
             if not times[1:] and not (math.isfinite(total) and self._agrees(parts, way)):
                 return math.inf
-            if times[-1] * way.together > SLOW and (times[1:] or not way.affine):
+            spent = sum(times) * way.together
+            if spent > self.budget / 8 or (spent > SLOW and (times[1:] or not way.affine)):
                 break  # long enough to be measured well; an affine runner's first run makes its products
         return min(times)
 

@@ -50,11 +50,7 @@ class Moving:
 
     def stepped(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         """The weights at several points, coordinates (k,), as new tensors (k, ...)."""
-
-        def along(coordinate: Tensor, weight: Tensor) -> Tensor:
-            return coordinate.to(weight.dtype).view(-1, *(1 for _ in weight.shape))
-
-        return {name: combined(*m, along(a, m[0]), along(b, m[0])) for name, m in self.moves.items()}
+        return {name: combined_at(move, a, b) for name, move in self.moves.items()}
 
     def _room(self, weight: Tensor) -> Tensor:
         last = self._last and weight.ndim == 4
@@ -66,10 +62,18 @@ def moved(direction: Tensor) -> Tensor | None:
     return direction if bool(direction.any()) else None
 
 
-def combined(start: Tensor, u: Tensor | None, v: Tensor | None, a: Tensor | float, b: Tensor | float) -> Tensor:
+def combined(start: Tensor, u: Tensor | None, v: Tensor | None, a: float, b: float) -> Tensor:
     """start + a·u + b·v, where a missing direction is zero; always a new tensor."""
-    if isinstance(a, float) and isinstance(b, float):
-        found = start.clone() if u is None else torch.add(start, u, alpha=a)
-        return found if v is None else found.add_(v, alpha=b)
-    found = start if u is None else start + a * u
-    return found if v is None else found + b * v
+    found = start.clone() if u is None else torch.add(start, u, alpha=a)
+    return found if v is None else found.add_(v, alpha=b)
+
+
+def combined_at(move: Move, a: Tensor, b: Tensor) -> Tensor:
+    """The same at several points, coordinates (k,): a new tensor (k, ...), each entry written as seldom as can be."""
+    start, *directions = move
+    along = [c.to(start.dtype).view(-1, *(1 for _ in start.shape)) for c in (a, b)]
+    steps = [(c, d) for c, d in zip(along, directions, strict=True) if d is not None]
+    if not steps:
+        return start.expand(len(a), *start.shape)
+    found = (steps[0][0] * steps[0][1]).add_(start)
+    return found.addcmul_(*steps[1]) if steps[1:] else found

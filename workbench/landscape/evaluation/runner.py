@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from workbench.data import Batch
 from workbench.feed import KEPT_BYTES
 from workbench.landscape.evaluation.affine import FirstLayers, first_layers, replaced
+from workbench.landscape.evaluation.fast import FAST
+from workbench.landscape.evaluation.folding import Folded, foldable
 from workbench.landscape.evaluation.moving import Direction, Moving
 from workbench.landscape.evaluation.way import Way
 from workbench.shell import precise
@@ -45,6 +47,9 @@ class Runner:
         self.layers: FirstLayers | None = None
         if way.affine and not self.recomputes:
             self.layers = first_layers(subject, first, second, self._total, room)
+        self.folded: Folded | None = None
+        if way.folded and not self.recomputes:
+            self.folded = foldable(subject, self._total, frozenset(self.layers.layers if self.layers else ()))
         skipped = self.layers.names if self.layers else frozenset[str]()
         self.moving = Moving(subject.params, first, second, skipped, way.channels_last)
 
@@ -57,7 +62,7 @@ class Runner:
     @torch.no_grad()
     def parts(self, points: Sequence[Point], decide: bool, limit: int | None = None) -> Parts:
         """Totals, weights, wrong decisions and decisions of each point's examples (points, examples), in float64."""
-        with precise(self.subject.device):
+        with precise(self.subject.device), self._kernels():
             if self.way.together > 1:
                 return self._together(points, decide, limit)
             rows = [self._one(point, decide, limit) for point in points]
@@ -65,7 +70,11 @@ class Runner:
 
     def _one(self, point: Point, decide: bool, limit: int | None) -> Parts:
         params = self.moving.at(*point)
-        return _joined([self._score(params, point, place, batch, decide) for place, batch in self._batches(limit)])
+        folded, found = self.folded.at(params) if self.folded else {}, list[Parts]()
+        for place, batch in self._batches(limit):
+            first = self.layers.at(place, *point) if self.layers else {}
+            found.append(self._score(params, {**first, **folded}, batch, decide))
+        return _joined(found)
 
     def _together(self, points: Sequence[Point], decide: bool, limit: int | None) -> Parts:
         """Several points at once, the weights of all of them in one batched tensor for each name."""
@@ -73,20 +82,18 @@ class Runner:
         params, found = self.moving.stepped(a, b), list[Parts]()
         for place, batch in self._batches(limit):
 
-            def one(
-                params: Mapping[str, Tensor], a: Tensor, b: Tensor, place: int = place, batch: Batch = batch
-            ) -> Any:
-                return self._score(params, (a, b), place, batch, decide)
+            def one(params: Mapping[str, Tensor], given: Mapping[nn.Module, Tensor], batch: Batch = batch) -> Any:
+                first: dict[nn.Module, Callable[..., Any]] = {m: _giving(t) for m, t in given.items()}
+                return self._score(params, {**first, **(self.folded.at(params) if self.folded else {})}, batch, decide)
 
-            found.append(torch.func.vmap(one)(params, a, b))
+            found.append(torch.func.vmap(one)(params, self.layers.together(place, a, b) if self.layers else {}))
         return _joined(found)
 
     def _score(
-        self, params: Mapping[str, Tensor], point: tuple[Any, Any], place: int, batch: Batch, decide: bool
+        self, params: Mapping[str, Tensor], forwards: Mapping[nn.Module, Callable[..., Any]], batch: Batch, decide: bool
     ) -> Parts:
-        """One batch at one point; under vmap the point stands for several."""
+        """One batch at one point, with other forward functions for some layers; under vmap it stands for several."""
         criterion = self.subject._criterion
-        forwards = self.layers.at(place, *point) if self.layers else {}
         with self._forwards(forwards):
             totals, weights, outputs = criterion.score(self.subject._shell, params, batch, {})
         self.apart &= totals.ndim == 1
@@ -98,6 +105,9 @@ class Runner:
     def _total(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """A batch's contribution at given weights, differentiable where gradients are on."""
         return self.subject._criterion.score(self.subject._shell, params, batch, {})[0]
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        return self.subject._shell.handling(FAST) if self.way.fast else ExitStack()  # type: ignore[return-value]
 
     def _forwards(self, forwards: Mapping[nn.Module, Callable[..., Any]]) -> AbstractContextManager[None]:
         if self.way.preview:
@@ -149,6 +159,10 @@ def ratio(t: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     found = t.sum(-1) / total
     spread = ((t - found[..., None] * w) ** 2).sum(-1)
     return found, (n / (n - 1) * spread).sqrt() / total if n > 1 else torch.full_like(found, math.nan)
+
+
+def _giving(tensor: Tensor) -> Callable[..., Tensor]:
+    return lambda *_, **__: tensor
 
 
 def _joined(batches: list[Parts]) -> Parts:
