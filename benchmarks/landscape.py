@@ -3,7 +3,8 @@
 ``python benchmarks/landscape.py`` prints tables with the aims beside them and writes
 ``benchmarks/results/landscape.json``. Contenders take turns round by round in one process, each with a whole grid of as
 many points on the same examples (their own directions, which cost the same); ratios are of medians over rounds, with
-their range. The floor is the forward pass's FLOPs over the matmul peak measured in the same rounds.
+their range. The floor is the forward pass's FLOPs over the matmul peak measured in the same rounds: the higher of
+PyTorch's own product and oneDNN's.
 
 Landscaper needs older releases of other packages, so it is not installed beside ours. ``--landscaper FOLDER`` reads its
 sources from where ``pip install --no-deps --target FOLDER landscaper`` put them, without what it draws with.
@@ -37,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from turns import Encoder, Residual, Seconds, fitted, turns
 
 from workbench.landscape.directions import mover, random_direction
+from workbench.landscape.evaluation.fast import FAST
 from workbench.landscape.points import PlanePoints
 from workbench.numerics.sampling import Draw
 from workbench.subject import Subject
@@ -162,10 +164,14 @@ def landscaper(folder: str, net: nn.Module, x: Tensor, y: Tensor, side: int) -> 
     return {"Landscaper": plane}
 
 
-def peak(device: str) -> Callable[[], Any]:
-    """Sixteen products of 1024 × 1024 matrices in float32."""
+def peaks(device: str) -> dict[str, Callable[[], Any]]:
+    """Sixteen products of 1024 × 1024 matrices in float32, by each library that there is."""
     a, b = torch.randn(2, 1024, 1024, device=device)
-    return lambda: [a @ b for _ in range(16)]
+    product: Any = FAST.get(F.linear)
+    found: dict[str, Callable[[], Any]] = {"peak": lambda: [a @ b for _ in range(16)]}
+    if product is not None and device == "cpu":
+        found["peak, oneDNN"] = lambda: [product(None, F.linear, (a, b), {}) for _ in range(16)]
+    return found
 
 
 def ratio(times: Seconds, name: str, over: str, clock: str) -> dict[str, float]:
@@ -181,11 +187,13 @@ def measured(name: str, device: str, rounds: int, folder: str) -> dict[str, Any]
     contenders, facts = ours(net, x, y, side)
     contenders |= loss_landscapes(net, x, y, side)
     contenders |= landscaper(folder, net, x, y, side)
-    times = turns({**contenders, "peak": peak(device)}, rounds)
+    bare = peaks(device)
+    times = turns({**contenders, **bare}, rounds)
     clock = "wall" if device == "cuda" else "cpu"
     with FlopCounterMode(display=False) as counter:  # without gradients fused layers would hide their products
         net(x)
-    rate = 16 * 2 * 1024**3 / float(np.median(times["peak"][clock]))
+    rates = {n: 16 * 2 * 1024**3 / float(np.median(times[n][clock])) for n in bare}
+    rate = max(rates.values())
     floor = counter.get_total_flops() / rate
     each = {n: float(np.median(times[n][clock])) / side**2 for n in contenders}
     whole = (facts["choosing_s"] + GRID**2 * each["ours"]) / GRID**2
@@ -194,7 +202,7 @@ def measured(name: str, device: str, rounds: int, folder: str) -> dict[str, Any]
         "examples": len(x),
         "points a round": side**2,
         "floor_ms": 1e3 * floor,
-        "peak_gflops": rate / 1e9,
+        "peak_gflops": {n: found / 1e9 for n, found in rates.items()},
         "ms a point": {n: 1e3 * seconds for n, seconds in each.items()},
         "over the floor": {n: seconds / floor for n, seconds in each.items()},
         "over ours": {n: ratio(times, n, "ours", clock) for n in contenders if n != "ours"},
