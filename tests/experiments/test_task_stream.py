@@ -10,6 +10,10 @@ import torch
 from pytest import approx
 from torch import nn
 
+from workbench.experiments import task_stream
+from workbench.experiments.experiment import Experiment
+from workbench.experiments.loss_of_plasticity import NEEDED, LossOfPlasticity
+from workbench.experiments.normalize_and_project import ROLES, NormalizeAndProject
 from workbench.experiments.task_stream import Arm, TaskStream, checkpoints, signs
 from workbench.zoo.interventions import ContinualBackprop, Intervention
 from workbench.zoo.nets import dense
@@ -142,3 +146,46 @@ def test_a_network_that_diverges_is_unknown_from_there_on() -> None:
         assert np.isfinite(values[name][0]).tolist() == [True, True, False, False, False]
     assert np.isfinite(values["effective_rank"][0]).tolist() == [True, True, True, False, False, False]
     assert math.isnan(values["last_accuracy"][0])
+
+
+FEW = {"tasks": 4, "examples": 40, "batch": 16, "width": 12, "depth": 2}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "builder", "diverging"),
+    [
+        (LossOfPlasticity(**FEW, arms=NEEDED), "dense", NEEDED),
+        (NormalizeAndProject(**FEW, epochs=2), "dense", ("plain", "fresh")),
+        (NormalizeAndProject(**FEW, epochs=2), "normalised_dense", ("layer norm", "project")),
+    ],
+    ids=["loss", "plain", "normalised"],
+)
+def test_arms_that_diverge_are_unknown_and_do_not_pass(
+    experiment: Experiment, builder: str, diverging: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = getattr(task_stream, builder)
+
+    def broken(*given: object, seed: int) -> nn.Module:
+        net = build(*given, seed=seed)
+        with torch.no_grad():
+            net.linear1.weight[0, 0] = torch.nan
+        return net
+
+    monkeypatch.setattr(task_stream, builder, broken)
+    data = experiment.run().data
+    unknown = data["arm"].values[data.last_accuracy.isnull().values]
+    assert tuple(unknown) == diverging
+    assert not experiment.verdict(data).passed
+
+
+def test_the_usual_arms_are_what_they_are_called() -> None:
+    arms = task_stream.DigitNets(width=7, depth=2).arms(0.3)
+    assert list(arms) == list(ROLES)
+    for name, arm in arms.items():
+        net = arm.build(0)
+        assert [tuple(dict(net.named_parameters())[n].shape) for n in ("linear1.weight", "linear2.weight")] == [
+            (7, 64),
+            (7, 7),
+        ]
+        assert any(isinstance(m, nn.LayerNorm) for m in net.modules()) == (name in ("layer norm", "project"))
+        assert (arm.rate, arm.fresh) == (0.3, name == "fresh")

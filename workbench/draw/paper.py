@@ -92,8 +92,13 @@ def _legend_lines(panel: Panel, width: float, small: float) -> int:
     names = [getattr(m, "label", "") for m in panel.marks if not isinstance(m, unnamed)]
     labels = _fitting(list(filter(None, names)), width, small)
     columns = _legend_columns(labels, width, small)
-    rows = [max(map(_lines, labels[i::rows])) for rows in [math.ceil(len(labels) / columns)] for i in range(rows)]
-    return sum(rows) if _above(panel, labels, width) else 0
+    return _stacked_lines(labels, columns) if _above(panel, labels, width) else 0
+
+
+def _stacked_lines(labels: list[str], columns: int) -> int:
+    """Lines of labels that run down one column after another: each row is as high as its tallest label."""
+    rows = math.ceil(len(labels) / columns)
+    return sum(max(map(_lines, labels[row::rows])) for row in range(rows))
 
 
 def _fitting(labels: list[str], width: float, small: float) -> list[str]:

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, cast
 
+import xarray as xr
+
+from workbench.numerics.sampling import Draw
 from workbench.probe import Cost, Probe, Reading, drive
 from workbench.schema import Doc, Range
 from workbench.trajectory import Trajectory
@@ -87,3 +90,10 @@ def readings_at(probe: Probe[Any], trajectory: Trajectory, step: int, seed: int)
     """A probe's readings of one checkpoint; it is closed at once where nobody asks for more."""
     with contextlib.closing(cast("Any", drive(probe, trajectory.subject(step), seed=seed))) as stream:
         yield from stream
+
+
+def last_of(probe: Probe[Any], subject: Any, draw: Draw) -> xr.Dataset:
+    """The data that another probe's stream ends with; the stream is closed also where something goes wrong."""
+    with contextlib.closing(cast("Any", probe.stream(subject, draw))) as stream:
+        *_, last = stream
+    return last.data

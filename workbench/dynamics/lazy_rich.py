@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.dynamics.checkpoints import Every, every_so_many
+from workbench.dynamics.checkpoints import Every, every_so_many, last_of
 from workbench.figure import ROLES, AnyMark, Axis, Band, Figure, Line, Panel, Points, Rule, step_axis
 from workbench.numerics.crossings import Crossing, sustained
 from workbench.numerics.kernel_pairs import (
@@ -213,7 +212,7 @@ class _Run:
         self.start = self.opened(self.steps[0])
         self.kernel = Kernel(self.start)
         self.targets = targets(self.start, self.kernel.outputs)
-        gap, first = self.kernel.check(), _last(_features(), Pair(self.start, self.start), draw)
+        gap, first = self.kernel.check(), last_of(_features(), Pair(self.start, self.start), draw)
         self.layers: list[str] = [str(layer) for layer in first["layer"].values]
         self.values: dict[str, Any] = {v.name: self.empty(v) for v in probe.variables}
         self.values["used_examples"] = self.start.examples
@@ -280,13 +279,13 @@ class _Run:
 
     def pairs(self, place: int, pair: Pair) -> None:
         """What two models at a time say: weights, linearisation, features."""
-        moved = _last(Displacement(), pair, self.draw)
+        moved = last_of(Displacement(), pair, self.draw)
         for name, (total, _) in _MOVED.items():
             self.values[name][place] = float(moved[total])
-        gap = _last(_gap(), pair, self.draw)
+        gap = last_of(_gap(), pair, self.draw)
         for name in ("gap", "loss_gap", "train_loss"):
             self.put(name, place, Estimate(float(gap[name]), float(gap[f"{name}_error"])))
-        features = _last(_features(), pair, self.draw)
+        features = last_of(_features(), pair, self.draw)
         for name in _FEATURES:
             held = name.removesuffix("feature_alignment") + "alignment"
             self.values[name][place] = features[held].values
@@ -333,10 +332,3 @@ def left(steps: tuple[int, ...], distance: Floats, error: Floats, probe: LazyRic
 
 def _crossing(steps: tuple[int, ...], values: Floats, probe: LazyRich) -> Crossing:
     return sustained(steps, values, probe.threshold, SLACK * probe.threshold, CONFIRM)
-
-
-def _last(probe: Probe[Any], pair: Pair, draw: Draw) -> xr.Dataset:
-    """The data of another probe's last reading."""
-    with contextlib.closing(cast("Any", probe.stream(pair, draw))) as stream:
-        *_, last = stream
-    return last.data

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workbench.dynamics.checkpoints import last_of
 from workbench.dynamics.refit import Refit, TargetKind
 from workbench.dynamics.tasks import by_task, members_of
 from workbench.figure import ROLES, AnyMark, Axis, Figure, Line, Panel, Points, Role, Scale, fitting, step_axis
@@ -266,7 +267,7 @@ class _Found:
             subject = self._path(run).subject(step)
             self._put_norms(run, column, subject)
             for probe in self.probe.probes(",".join(self.names[run])):
-                self._put(run, column, _last(probe, subject, seed))
+                self._put(run, column, last_of(probe, subject, _own(probe, subject, seed)))
         except (ValueError, ArithmeticError) as problem:
             self.notes[f"step {step} of {list(self.members)[run]} could not be measured: {problem}"] = None
             self.failed = True
@@ -336,10 +337,9 @@ class _Found:
         return self.probe.reading(done, self.values, coords=coords, converged=settled, notes=tuple(self.notes))
 
 
-def _last(probe: Probe[Any], subject: Subject, seed: int) -> xr.Dataset:
-    """What a probe ends with; random numbers are those of its own run."""
-    *_, last = probe.stream(subject, Draw(seed, probe.name, subject.size, subject.dtype, subject.device))
-    return last.data
+def _own(probe: Probe[Any], subject: Subject, seed: int) -> Draw:
+    """The random numbers of a probe's own run."""
+    return Draw(seed, probe.name, subject.size, subject.dtype, subject.device)
 
 
 def _sums(tensors: Mapping[str, Tensor], power: int) -> dict[str, float]:

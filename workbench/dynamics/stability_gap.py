@@ -115,8 +115,8 @@ class StabilityGap(Probe[Any]):
         switches = [falls(record, self.share) for record in records]
         found["fall"], found["recovery"] = (np.array([s[k] for s in switches]) for k in (0, 1))
         each = {
-            "min_accuracy": [_last(w[0]) for w in worst],
-            "worst_case_accuracy": [_last(w[1]) for w in worst],
+            "min_accuracy": [_last_known(w[0]) for w in worst],
+            "worst_case_accuracy": [_last_known(w[1]) for w in worst],
             "gap": [known_mean(fall) for fall in found["fall"]],
         }
         for name, width in (("short", self.short), ("long", self.long)):
@@ -274,6 +274,6 @@ def _notes(records: list[TaskRecord]) -> Iterator[str]:
             yield f"{record.label} is evaluated every {np.min(every):g} to {np.max(every):g} steps"
 
 
-def _last(values: Floats) -> float:
+def _last_known(values: Floats) -> float:
     there = values[np.isfinite(values)]
     return float(there[-1]) if there.size else np.nan

@@ -12,15 +12,14 @@ import xarray as xr
 from torch import nn
 
 from workbench.experiments.experiment import Experiment, Verdict
-from workbench.experiments.task_stream import VARIABLES, Arm, TaskStream, arms_panel
+from workbench.experiments.task_stream import CLASSES, PIXELS, VARIABLES, Arm, DigitNets, TaskStream, arms_panel
 from workbench.figure import Axis, Figure, Role
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.schema import Choice, Doc, Range, Slow
 from workbench.zoo.digits import IMAGES, standardised
-from workbench.zoo.interventions import ContinualBackprop, NormProjection, WeightPenalty, normalised_dense
-from workbench.zoo.nets import dense
+from workbench.zoo.interventions import ContinualBackprop, WeightPenalty
 from workbench.zoo.training import Examples
 
 Name = Literal["plain", "fresh", "slow", "continual backprop", "penalty", "layer norm", "project"]
@@ -32,7 +31,6 @@ FAST: dict[str, Role] = {
 """Those that learn by ``lr``, and how each is drawn."""
 SLOW: dict[str, Role] = {"slow": "main", "continual backprop": "second"}
 """Those that learn by ``slow_lr``."""
-_CLASSES, _PIXELS = 10, 64
 
 
 @dataclass(frozen=True)
@@ -132,35 +130,30 @@ class LossOfPlasticity(Experiment):
         inputs, labels = standardised(self.examples, seed)
 
         def task(number: int) -> Examples:
-            order = torch.randperm(_PIXELS, generator=torch.Generator().manual_seed(seed + 3_000_017 * number))
+            order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(seed + 3_000_017 * number))
             return inputs[:, order], labels
 
         every = self.possible(seed)
         chosen = tuple(every[name] for name in every if name in self.arms)
-        hidden = tuple(f"linear{k}.weight" for k in range(1, self.depth + 1))
+        hidden = DigitNets(self.width, self.depth).hidden
         return TaskStream(chosen, task, self.tasks, 1, self.batch, seed, hidden, "online_accuracy")
 
     def possible(self, seed: int) -> Mapping[str, Arm]:
         """All arms by name."""
-        widths = (_PIXELS, *(self.width,) * self.depth, _CLASSES)
-
-        def plain(seed: int) -> nn.Module:
-            return dense(widths, "relu", seed=seed)
-
-        def normalised(seed: int) -> nn.Module:
-            return normalised_dense(widths, seed=seed)
+        nets = DigitNets(self.width, self.depth)
+        usual = nets.arms(self.lr)
 
         def replacing(net: nn.Module, optimizer: torch.optim.Optimizer) -> ContinualBackprop:
             return ContinualBackprop(net, optimizer, self.replaced, self.maturity, self.decay, seed + 9_000_011)
 
         every = (
-            Arm("plain", plain, self.lr),
-            Arm("fresh", plain, self.lr, fresh=True),
-            Arm("slow", plain, self.slow_lr),
-            Arm("continual backprop", plain, self.slow_lr, replacing),
-            Arm("penalty", plain, self.lr, lambda net, _: WeightPenalty(net, self.strength)),
-            Arm("layer norm", normalised, self.lr),
-            Arm("project", normalised, self.lr, lambda net, _: NormProjection(net)),
+            usual["plain"],
+            usual["fresh"],
+            Arm("slow", nets.plain, self.slow_lr),
+            Arm("continual backprop", nets.plain, self.slow_lr, replacing),
+            Arm("penalty", nets.plain, self.lr, lambda net, _: WeightPenalty(net, self.strength)),
+            usual["layer norm"],
+            usual["project"],
         )
         return {arm.name: arm for arm in every}
 
@@ -201,9 +194,9 @@ class LossOfPlasticity(Experiment):
 
     def estimate(self, subject: Any) -> Cost:
         """Data, weights with Adam's moments, and the activations of a task."""
-        weights = _PIXELS * self.width + (self.depth - 1) * self.width**2 + _CLASSES * self.width
+        weights = PIXELS * self.width + (self.depth - 1) * self.width**2 + CLASSES * self.width
         steps = len(self.arms) * self.tasks * -(-self.examples // self.batch)
-        held = 4 * (4 * len(self.arms) * weights + _PIXELS * IMAGES + 4 * self.examples * self.depth * self.width)
+        held = 4 * (4 * len(self.arms) * weights + PIXELS * IMAGES + 4 * self.examples * self.depth * self.width)
         return Cost(held, steps, f"{steps} steps of a small net")
 
 

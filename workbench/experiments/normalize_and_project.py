@@ -9,23 +9,19 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
 
 from workbench.experiments.experiment import Experiment, Verdict
-from workbench.experiments.task_stream import VARIABLES, Arm, Floats, TaskStream, arms_panel
+from workbench.experiments.task_stream import CLASSES, VARIABLES, DigitNets, Floats, TaskStream, arms_panel
 from workbench.figure import Axis, Figure, Role
 from workbench.numerics.sampling import Draw
 from workbench.pace import Pace
 from workbench.probe import Cost, Reading, Value, Variable
 from workbench.schema import Doc, Range, Slow
 from workbench.zoo.digits import IMAGES, standardised
-from workbench.zoo.interventions import NormProjection, normalised_dense
-from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples
 
 ROLES: dict[str, Role] = {"plain": "main", "fresh": "reference", "layer norm": "third", "project": "second"}
 """The arms, and how each is drawn."""
-_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -82,26 +78,14 @@ class NormalizeAndProject(Experiment):
     def tasks_of(self, seed: int) -> TaskStream:
         """Arms and tasks."""
         inputs, _ = standardised(self.examples, seed)
-        widths = (64, *(self.width,) * self.depth, _CLASSES)
+        nets = DigitNets(self.width, self.depth)
 
         def task(number: int) -> Examples:
             labels = torch.Generator().manual_seed(seed + 3_000_017 * number)
-            return inputs, torch.randint(_CLASSES, (len(inputs),), generator=labels)
+            return inputs, torch.randint(CLASSES, (len(inputs),), generator=labels)
 
-        def plain(seed: int) -> nn.Module:
-            return dense(widths, "relu", seed=seed)
-
-        def normalised(seed: int) -> nn.Module:
-            return normalised_dense(widths, seed=seed)
-
-        arms = (
-            Arm("plain", plain, self.lr),
-            Arm("fresh", plain, self.lr, fresh=True),
-            Arm("layer norm", normalised, self.lr),
-            Arm("project", normalised, self.lr, lambda net, _: NormProjection(net)),
-        )
-        hidden = tuple(f"linear{k}.weight" for k in range(1, self.depth + 1))
-        return TaskStream(arms, task, self.tasks, self.epochs, self.batch, seed, hidden, "end_accuracy")
+        arms = tuple(nets.arms(self.lr).values())
+        return TaskStream(arms, task, self.tasks, self.epochs, self.batch, seed, nets.hidden, "end_accuracy")
 
     def summary(self, data: xr.Dataset) -> dict[str, Value]:
         """Last accuracy of each arm with its error, and how the weights of the normalised ones grew."""
@@ -136,7 +120,7 @@ class NormalizeAndProject(Experiment):
 
     def estimate(self, subject: Any) -> Cost:
         """Data, weights with Adam's moments, and one batch's activations."""
-        weights = 64 * self.width + (self.depth - 1) * self.width**2 + _CLASSES * self.width
+        weights = 64 * self.width + (self.depth - 1) * self.width**2 + CLASSES * self.width
         steps = len(ROLES) * self.tasks * self.epochs * -(-self.examples // self.batch)
         held = 4 * (4 * len(ROLES) * weights + 64 * IMAGES + 4 * self.examples * (64 + self.depth * self.width))
         return Cost(held, steps, f"{steps} steps of a small net")

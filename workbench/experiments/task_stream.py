@@ -20,11 +20,14 @@ from workbench.numerics.stats import error_of_mean
 from workbench.probe import Variable
 from workbench.sources import Held
 from workbench.trajectory import Trajectory
-from workbench.zoo.interventions import Intervention
+from workbench.zoo.interventions import Intervention, NormProjection, normalised_dense
+from workbench.zoo.nets import dense
 from workbench.zoo.training import Examples, accuracy
 
 Floats = NDArray[np.float64]
 Score = Literal["online_accuracy", "end_accuracy"]
+PIXELS, CLASSES = 64, 10
+"""Of the digits."""
 
 SIGNS = {
     "dead_fraction": ("total_dead_fraction", "share of hidden units that are 0 on every example of the task"),
@@ -83,6 +86,42 @@ class Arm:
         # One kernel for all tensors: small nets spend most of a step in the optimizer otherwise.
         optimizer = torch.optim.Adam(net.parameters(), lr=self.rate, fused=True)
         return Learner(net, optimizer, self.keep(net, optimizer))
+
+
+@dataclass(frozen=True)
+class DigitNets:
+    """ReLU nets of ``depth`` hidden layers of ``width`` units on digits, and the arms that go by them alone."""
+
+    width: int
+    depth: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Pixels, units of each hidden layer, classes."""
+        return PIXELS, *(self.width,) * self.depth, CLASSES
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Names of the weight matrices that lead to hidden units."""
+        return tuple(f"linear{k}.weight" for k in range(1, self.depth + 1))
+
+    def plain(self, seed: int) -> nn.Module:
+        """The net as it is."""
+        return dense(self.widths, "relu", seed=seed)
+
+    def normalised(self, seed: int) -> nn.Module:
+        """The net with layer norm before each non-linearity."""
+        return normalised_dense(self.widths, seed=seed)
+
+    def arms(self, rate: float) -> dict[str, Arm]:
+        """By name: nothing done, begun anew for each task, with layer norm, and with that at fixed norms of weights."""
+        every = (
+            Arm("plain", self.plain, rate),
+            Arm("fresh", self.plain, rate, fresh=True),
+            Arm("layer norm", self.normalised, rate),
+            Arm("project", self.normalised, rate, lambda net, _: NormProjection(net)),
+        )
+        return {arm.name: arm for arm in every}
 
 
 @dataclass(frozen=True, eq=False)

@@ -218,8 +218,7 @@ class ContinualBackprop(UnitIntervention):
     weights 0, its mean activation times the old outgoing weights added to the next bias (so that a unit that is
     constant leaves without a trace), the optimizer's moments of all these 0, utility, mean and age 0.
 
-    Hidden layers are the linear maps in an ``nn.Sequential`` that lead through an activation (and, if there is one, a
-    LayerNorm or dropout before it) to the next linear map; convolutions are left alone.
+    Hidden layers are those of :class:`UnitIntervention`.
 
     Args:
         model: hooks sit on its activations until :meth:`close`.
