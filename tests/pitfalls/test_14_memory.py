@@ -177,8 +177,8 @@ def does_not_grow(ratio: float) -> None:
 
 
 def holds(estimate: float, peak: float) -> None:
-    """At most a tenth too little, and at most twice too much: allocators keep more or less of what was freed."""
-    assert 0.9 * peak < estimate < 2 * peak, f"{estimate / 2**20:.0f} MiB were said, {peak / 2**20:.0f} MiB were used"
+    """At most a fifth too little, and at most twice too much: allocators keep more or less of what was freed."""
+    assert 0.8 * peak < estimate < 2 * peak, f"{estimate / 2**20:.0f} MiB were said, {peak / 2**20:.0f} MiB were used"
 
 
 def test_memory_does_not_grow_with_products() -> None:
