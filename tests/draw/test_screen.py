@@ -132,3 +132,33 @@ def test_legends_that_fit_stay_with_their_panels():
     both = dataclasses.replace(figure, panels=(figure.panels[0], figure.panels[0]))
     assert {t.legend for t in screen(both).data if t.name} == {"legend", "legend2"}
     assert all(t.showlegend for t in screen(both).data if t.name)
+
+
+def test_a_legend_of_the_last_panel_alone_stands_above_all_where_the_page_would_end():
+    left = PICTURES["curves"]().panels[0]
+    plain = dataclasses.replace(left, marks=tuple(Line(m.x, m.y) for m in left.marks if isinstance(m, Line)))
+    looks = ("main", "second", "third")
+    long = [Line([1.0, 2.0], [1.0, 2.0], label=f"a long name, number {i}", role=r) for i, r in enumerate(looks)]
+    crowded = dataclasses.replace(left, marks=tuple(long))
+    last, first = (screen(Figure(panels)) for panels in ((plain, crowded), (crowded, plain)))
+    assert {t.legend for t in last.data if t.name} == {"legend"}
+    assert last.layout.legend.yref == "container"
+    assert first.layout.legend.yref != "container", "there it has the width of the page"
+
+
+def test_what_looks_alike_in_two_panels_is_told_apart_by_their_words():
+    left = PICTURES["curves"]().panels[0]
+    one, two = (
+        dataclasses.replace(
+            left, marks=(Line([1.0, 2.0], [1.0, 2.0], label=f"{name} of the long named kind"),), title=t
+        )
+        for name, t in (("weights", "sizes"), ("gradients", ""))
+    )
+    drawn = screen(Figure((one, two, two)))
+    shown = [t for t in drawn.data if t.showlegend]
+    assert [t.legendgrouptitle.text for t in shown] == ["sizes", "loss", "loss"]
+    assert len({t.legendgroup for t in shown}) == 3
+    assert {t.legend for t in shown} == {"legend"}
+    same = screen(Figure((one, one, one)))
+    assert [t.showlegend for t in same.data if t.name] == [True, False, False]
+    assert drawn.layout.margin.t > same.layout.margin.t, "it takes a line more"

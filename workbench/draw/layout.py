@@ -17,8 +17,8 @@ _PARTS, _LETTERS = " · ", 100
 """Between parts of the small print, and how many letters of it fit the narrowest bench."""
 _ROW, _TALLER, _SQUARES = 330, 60, {2: 300, 3: 230}
 _BETWEEN = HEAD + FOOT + 6
-_GAP, _BESIDE = 0.22, 0.085
-"""Between columns (numbers and label of an axis), in widths of a column; for a colour bar, in widths of the figure."""
+_GAP, _BESIDE = {2: 0.11, 3: 0.1}, 0.085
+"""Between columns (numbers and label of an axis), and for a colour bar, in widths of the figure."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def places(figure: Figure) -> list[Place]:
     tops = [1.0 - (i // columns) * (tall + gap) for i in range(len(figure.panels))]
     floors = [max(top - tall, 0.0) for top in tops]
     bars = [floor - FOOT / height if bar else None for floor in floors]
-    room = [0.0, *[_GAP / columns] * (columns - 1)]
+    room = [0.0, *[_gap(columns)] * (columns - 1)]
     found = enumerate(zip(floors, tops, bars, strict=True))
     return [Place(*spans[i % columns], *upright, room[i % columns]) for i, upright in found]
 
@@ -101,7 +101,7 @@ def _columns(figure: Figure, columns: int) -> list[tuple[float, float]]:
     """The horizontal span of each column of panels, a colour bar at the right of a single one cut off."""
     parts = list(figure.widths) if len(figure.widths) == columns else [1.0] * columns
     beside = columns == 1 and any(_coloured(p) for p in figure.panels)
-    gap = _GAP / columns
+    gap = _gap(columns)
     free = 1.0 - gap * (columns - 1) - _BESIDE * beside
     spans, left = [], 0.0
     for part in parts:
@@ -109,3 +109,7 @@ def _columns(figure: Figure, columns: int) -> list[tuple[float, float]]:
         spans.append((left, right))
         left = right + gap
     return spans
+
+
+def _gap(columns: int) -> float:
+    return _GAP.get(columns, _GAP[3])

@@ -1,14 +1,15 @@
 """Legends on screen: one above each panel where they fit, else one for the whole figure.
 
 Plotly makes room for a legend that is wider than what is left of the page by moving the margins, and then draws colour
-bars and axes by different margins. So no legend may be wider than its panel once there is another beside it.
+bars and axes by different margins. So a legend may reach to the end of the page, and of its panel once there is
+another. Where one look means different things in two panels, the common legend tells the panels apart.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from workbench.draw.stage import Stage, Trace
+from workbench.draw.stage import Stage, Trace, plain
 
 LINE = 19
 """Pixels of a line of entries."""
@@ -18,41 +19,70 @@ _PAGE, _LEAST = 620, 540
 _SYMBOL, _LETTER = 42.0, 5.6
 """Pixels of an entry's symbol with the space around it, and of a letter."""
 
+_Group = tuple[Stage, list[Trace]]
 
-def common_legend(traces: list[Trace], stages: list[Stage]) -> list[str]:
-    """The names of a legend for all panels, in order, when those of the panels would not fit beside each other.
 
-    The traces are changed so that each of these names stands once, in the first legend. Empty: they fit.
+def common_legend(traces: list[Trace], stages: list[Stage]) -> int:
+    """The lines of a legend for all panels, when those of the panels would not fit beside each other; 0: they fit.
+
+    The traces are changed: all name the first legend, each look once, or under the words of their panel.
     """
-    names = {f"legend{stage.suffix}": _entries(traces, f"legend{stage.suffix}") for stage in stages}
-    widths = {f"legend{s.suffix}": _PAGE * (s.place.right - s.place.left) for s in stages}
-    if sum(map(bool, names.values())) < 2 or all(_width(names[key]) <= widths[key] for key in names):
-        return []
-    return _unite([t for t in traces if "legend" in t])
+    groups = [(s, held) for s in stages if (held := _shown(traces, f"legend{s.suffix}"))]
+    ends = [stage.place.right for stage, _ in groups] if len(groups) > 1 else [1.0]
+    fits = (_width(held) <= _PAGE * (end - s.place.left) for (s, held), end in zip(groups, ends, strict=False))
+    if len(stages) == 1 or all(fits):
+        return 0
+    named = [t for t in traces if "legend" in t]
+    for trace in named:
+        trace["legend"] = "legend"
+    return _apart(groups) if _ambiguous(groups) else _unite(named)
 
 
-def lines(names: list[str]) -> int:
-    """How many lines a legend for all panels takes on a narrow page."""
-    count, used = 1, 0.0
-    for name in names:
-        wide = _width([name])
-        count, used = (count + 1, wide) if used and used + wide > _LEAST else (count, used + wide)
-    return count
+def _shown(traces: list[Trace], legend: str) -> list[Trace]:
+    return [t for t in traces if t.get("legend") == legend and t["showlegend"]]
 
 
-def _entries(traces: list[Trace], legend: str) -> list[str]:
-    return [t["name"] for t in traces if t.get("legend") == legend and t["showlegend"]]
+def _width(traces: list[Trace]) -> float:
+    return sum(_SYMBOL + _LETTER * len(t["name"]) for t in traces)
 
 
-def _width(names: list[str]) -> float:
-    return sum(_SYMBOL + _LETTER * len(name) for name in names)
+def _look(trace: Trace) -> str:
+    return repr([trace.get(key) for key in ("type", "mode", "line", "marker", "fillcolor")])
 
 
-def _unite(traces: list[Trace]) -> list[str]:
-    seen: dict[Any, str] = {}
+def _ambiguous(groups: list[_Group]) -> bool:
+    """Whether what looks alike has different names in different panels."""
+    known = dict[str, set[str]]()
+    panels = [{_look(t): {o["name"] for o in held if _look(o) == _look(t)} for t in held} for _, held in groups]
+    return any(known.setdefault(look, names) != names for panel in panels for look, names in panel.items())
+
+
+def _unite(traces: list[Trace]) -> int:
+    """Each look once; a click on it counts for all panels."""
+    seen = dict[str, Trace]()
     for trace in traces:
-        look = trace["name"], repr(trace.get("line")), repr(trace.get("marker"))
-        trace |= {"legend": "legend", "legendgroup": repr(look), "showlegend": trace["showlegend"] and look not in seen}
+        what = trace["name"] + _look(trace)
+        trace |= {"legendgroup": what, "showlegend": trace["showlegend"] and what not in seen}
         if trace["showlegend"]:
-            seen[look] = trace["name"]
-    return list(seen.values())
+            seen[what] = trace
+    return _rows([(_width([t]), 1) for t in seen.values()])
+
+
+def _apart(groups: list[_Group]) -> int:
+    """Panel by panel, each under its title or what its vertical axis shows."""
+    for stage, held in groups:
+        panel = stage.sheet.panel
+        title: dict[str, Any] = {"text": plain(panel.title or panel.y.label), "font": {"size": 11}}
+        for trace in held:
+            trace |= {"legendgroup": str(stage.number), "legendgrouptitle": title}
+    return _rows([(max(_width([t]) for t in held), 1 + len(held)) for _, held in groups])
+
+
+def _rows(boxes: list[tuple[float, int]]) -> int:
+    """How many lines boxes of (width, lines) take that are set one after the other on a narrow page."""
+    total, used, high = 0, 0.0, 0
+    for wide, lines in boxes:
+        if used and used + wide > _LEAST:
+            total, used, high = total + high, 0.0, 0
+        used, high = used + wide, max(high, lines)
+    return total + high

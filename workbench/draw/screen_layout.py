@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.draw.layout import EDGE, HEAD, NOTE, foot_of, height_of, note_lines
-from workbench.draw.legends import LINE, lines
+from workbench.draw.legends import LINE
 from workbench.draw.rulers import Ruler
 from workbench.draw.screen_marks import pen
 from workbench.draw.stage import GRID, INK, Stage, plain, plain_words, screen_values
@@ -18,10 +18,10 @@ _TITLE, _CAPTION = 30, 38
 MESH = "rgb(150,157,164)"
 
 
-def layout_of(figure: Figure, stages: list[Stage], common: list[str]) -> dict[str, Any]:
-    """The layout of a figure whose panels stand on ``stages``; ``common`` are the names of a legend for all of them."""
+def layout_of(figure: Figure, stages: list[Stage], common: int = 0) -> dict[str, Any]:
+    """The layout of a figure whose panels stand on ``stages``; ``common`` are the lines of a legend for all of them."""
     title = _TITLE if figure.title else 0
-    top = title + (_CAPTION + LINE * lines(common) if common else HEAD)
+    top = title + (_CAPTION + LINE * common if common else HEAD)
     layout: dict[str, Any] = {
         "template": template(),
         "height": top + height_of(figure),
