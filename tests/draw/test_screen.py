@@ -162,3 +162,5 @@ def test_what_looks_alike_in_two_panels_is_told_apart_by_their_words():
     same = screen(Figure((one, one, one)))
     assert [t.showlegend for t in same.data if t.name] == [True, False, False]
     assert drawn.layout.margin.t > same.layout.margin.t, "it takes a line more"
+    clicks = drawn.layout.legend.groupclick, same.layout.legend.groupclick
+    assert clicks == ("toggleitem", "togglegroup"), "a name that stands once is that of all panels"

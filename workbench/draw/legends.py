@@ -7,6 +7,7 @@ another. Where one look means different things in two panels, the common legend 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from workbench.draw.stage import Stage, Trace, plain
@@ -19,11 +20,20 @@ _PAGE, _LEAST = 620, 540
 _SYMBOL, _LETTER = 42.0, 5.6
 """Pixels of an entry's symbol with the space around it, and of a letter."""
 
+
+@dataclass(frozen=True)
+class Common:
+    """A legend for all panels: how many lines it takes (0: there is none), and whether it tells panels apart."""
+
+    lines: int = 0
+    apart: bool = False
+
+
 _Group = tuple[Stage, list[Trace]]
 
 
-def common_legend(traces: list[Trace], stages: list[Stage]) -> int:
-    """The lines of a legend for all panels, when those of the panels would not fit beside each other; 0: they fit.
+def common_legend(traces: list[Trace], stages: list[Stage]) -> Common:
+    """The legend for all panels, when those of the panels would not fit beside each other.
 
     The traces are changed: all name the first legend, each look once, or under the words of their panel.
     """
@@ -31,11 +41,12 @@ def common_legend(traces: list[Trace], stages: list[Stage]) -> int:
     ends = [stage.place.right for stage, _ in groups] if len(groups) > 1 else [1.0]
     fits = (_width(held) <= _PAGE * (end - s.place.left) for (s, held), end in zip(groups, ends, strict=False))
     if len(stages) == 1 or all(fits):
-        return 0
+        return Common()
     named = [t for t in traces if "legend" in t]
     for trace in named:
         trace["legend"] = "legend"
-    return _apart(groups) if _ambiguous(groups) else _unite(named)
+    apart = _ambiguous(groups)
+    return Common(_apart(groups) if apart else _unite(named), apart)
 
 
 def _shown(traces: list[Trace], legend: str) -> list[Trace]:

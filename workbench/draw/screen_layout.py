@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.draw.layout import EDGE, HEAD, NOTE, foot_of, height_of, note_lines
-from workbench.draw.legends import LINE
+from workbench.draw.legends import LINE, Common
 from workbench.draw.rulers import Ruler
 from workbench.draw.screen_marks import pen
 from workbench.draw.stage import GRID, INK, Stage, plain, plain_words, screen_values
@@ -18,10 +18,10 @@ _TITLE, _CAPTION = 30, 38
 MESH = "rgb(150,157,164)"
 
 
-def layout_of(figure: Figure, stages: list[Stage], common: int = 0) -> dict[str, Any]:
-    """The layout of a figure whose panels stand on ``stages``; ``common`` are the lines of a legend for all of them."""
+def layout_of(figure: Figure, stages: list[Stage], common: Common) -> dict[str, Any]:
+    """The layout of a figure whose panels stand on ``stages``, with a ``common`` legend where there is one."""
     title = _TITLE if figure.title else 0
-    top = title + (_CAPTION + LINE * common if common else HEAD)
+    top = title + (_CAPTION + LINE * common.lines if common.lines else HEAD)
     layout: dict[str, Any] = {
         "template": template(),
         "height": top + height_of(figure),
@@ -29,7 +29,7 @@ def layout_of(figure: Figure, stages: list[Stage], common: int = 0) -> dict[str,
         "autosize": True,
         "uirevision": "workbench",
         "barmode": "overlay",
-        "annotations": _annotations(figure, stages, bool(common)),
+        "annotations": _annotations(figure, stages, bool(common.lines)),
         "shapes": [_rule(m, s) for s in stages for m in s.sheet.panel.marks if isinstance(m, Rule) and not s.solid],
         "title": {"text": plain(figure.title), "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container"},
     }
@@ -37,9 +37,10 @@ def layout_of(figure: Figure, stages: list[Stage], common: int = 0) -> dict[str,
     for left, stage in zip([None, *stages], stages, strict=False):
         layout |= _scene(stage, stages) if stage.solid else _axes(stage, left)
         layout[f"legend{stage.suffix}"] = _legend_place(stage)
-    if common:
+    if common.lines:
+        click = "toggleitem" if common.apart else "togglegroup"  # a name that stands once is that of all panels
         place = {"x": 0.0, "y": 1 - title / layout["height"], "yref": "container", "yanchor": "top"}
-        layout["legend"] |= place | {"tracegroupgap": 0}
+        layout["legend"] |= place | {"tracegroupgap": 0, "groupclick": click}
     return layout
 
 
