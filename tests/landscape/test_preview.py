@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 
 import workbench as wb
 from workbench.landscape.axes import plane_axes
-from workbench.landscape.evaluation import choice
 from workbench.landscape.line import Line, line_direction
 from workbench.landscape.models import ModelsPlane
 from workbench.landscape.plane import Plane
@@ -26,6 +24,7 @@ from workbench.numerics.sampling import Draw
 from workbench.store import Store
 from workbench.subject import Subject
 
+pytestmark = pytest.mark.usefixtures("plainly")
 PLANE = Plane(points=5, extent=0.7, preview=True)
 ADAPTIVE = Plane(points=17, extent=0.7, most=30, preview=True)
 LINE = Line(points=9, extent=0.7, preview=True)
@@ -82,15 +81,6 @@ def by_hand(probe: Plane, one: Subject, net: nn.Module) -> np.ndarray:
     draw = Draw(3, "Plane", one.size, one.dtype, one.device)
     axes = plane_axes(one, draw, "random", "filter", probe.extent, probe.points)
     return np.array([[losses(moved(net, (u, axes.first), (v, axes.second))) for v in axes.v] for u in axes.u])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def plainly() -> Iterator[None]:
-    """Points one way only: on a loaded machine another may be chosen, whose bfloat16 rounding is another."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "QUICK", math.inf)
-        patch.setattr(choice, "_chosen", type(choice._chosen)())
-        yield
 
 
 def test_a_plane_is_what_autocast_gives_and_its_error_is_the_largest_difference_on_nine_points() -> None:

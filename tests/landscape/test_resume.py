@@ -17,6 +17,7 @@ from workbench.probe import drive
 from workbench.store import Store
 from workbench.subject import Subject
 
+pytestmark = pytest.mark.usefixtures("plainly")
 PLANES = (Plane(points=9), Plane(points=33, sampling="adaptive", most=70, tolerance=1e-4))
 
 
