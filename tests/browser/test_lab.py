@@ -67,7 +67,7 @@ def finished(page: Any, probe: str) -> None:
 def test_the_tour_opens_a_bench_with_a_figure(page: Any) -> None:
     page.wait_for_function(DONE)
     assert page.locator(".wb-bench").count() == 1
-    assert page.locator(".wb-summary td").count() > 3
+    page.wait_for_function("() => document.querySelectorAll('.wb-summary td').length > 3")
     page.wait_for_function(DRAWN)
     traces = page.evaluate(
         "() => document.querySelector('.js-plotly-plot').data.map((t) => [t.x?.length, t.y?.length])"
@@ -88,7 +88,7 @@ def test_a_slider_moved_by_keyboard_gives_a_new_figure(page: Any) -> None:
     page.keyboard.press("ArrowLeft")
     page.wait_for_function(CHANGED, arg=before)
     finished(page, "HessianSpectrum")
-    assert "±" in page.locator(".wb-summary-box").text_content()
+    page.wait_for_function("() => document.querySelector('.wb-summary-box').textContent.includes('±')")
     shoot(page, "lab-3-moved")
 
 
@@ -114,7 +114,7 @@ def test_a_second_opinion_comes_in_the_background(page: Any) -> None:
     choose(page, "NeuralCollapse")
     finished(page, "NeuralCollapse")
     page.wait_for_function("() => document.querySelector('.wb-ask').disabled")
-    assert page.locator(".wb-opinion").count() == 0, "it was about another reading"
+    page.wait_for_function("() => !document.querySelector('.wb-opinion')")  # it was about another reading
 
 
 def test_a_failing_setting_is_said_in_the_bench(page: Any) -> None:

@@ -25,6 +25,7 @@ MAP = f"""() => {{
   const box = gd.getBoundingClientRect();
   return {{ left: box.left + x._offset, top: box.top + y._offset, width: x._length, height: y._length,
             x: [...x.range], y: [...y.range], u: Array.from(gd.data.find((t) => t.type === 'contour').x) }}; }}"""
+PLACE = "() => document.querySelector('.wb-place-code').textContent"
 SAID = "() => document.querySelector('.wb-place-words').textContent"
 
 
@@ -63,8 +64,8 @@ def test_the_pointer_tells_coordinates_loss_and_error(page: Any) -> None:
 def test_a_click_shows_the_code_that_loads_the_model_there(page: Any) -> None:
     page.mouse.click(*at(page, -0.5, 0.5))
     page.wait_for_function(f"() => /u = -0[.]5, v = 0[.]5 · loss/.test(({SAID})())")
-    code = page.locator(".wb-place-code").text_content()
-    assert "subject_at(subject, -0.5, 0.5, seed=0)" in code
+    page.wait_for_function(f"() => ({PLACE})().includes('subject_at(subject, -0.5, 0.5, seed=0)')")
+    code = page.evaluate(PLACE)
     check = "k = bench.session.latest.data.sel(u=-0.5, v=0.5); print(abs(there.loss() - float(k.surface)) < 0.1)"
     assert "True" in ask_kernel(page, f"{code}\n{check}")
     page.wait_for_function(
