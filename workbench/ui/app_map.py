@@ -8,13 +8,13 @@ from typing import Any
 from workbench.draw.screen import screen
 from workbench.probe import Reading
 from workbench.ui import look
+from workbench.ui.moves import Moves
 from workbench.ui.places import Rest, Span, loosened, marked, ranges_after
 
 
-class OnTheMap:
+class OnTheMap(Moves):
     """The part of a page that hears of the picture, and shows it; what it means is in :mod:`workbench.ui.places`."""
 
-    session: Any
     figure: Any
     form: Any
     u: Any
@@ -28,8 +28,6 @@ class OnTheMap:
     _quiet: bool
     _guarded: Callable[[Callable[[], Any]], Callable[..., None]]
     _later: Callable[[str, Callable[[], object]], None]
-    _show_form: Callable[[], None]
-    _submit: Callable[[], None]
 
     def _begin_map(self) -> None:
         self._rest, self._ranges = Rest(), dict[str, Span]()
@@ -48,14 +46,6 @@ class OnTheMap:
         """Another point is chosen: mark it."""
         self._show_place()
         self._show(self._picture(self.session.latest))
-
-    def _go(self) -> None:
-        if self.session.places.go():
-            self._submit()
-
-    def _back(self) -> None:
-        if self.session.places.back():
-            self._submit()
 
     def _zoomed(self) -> None:
         """The axes of the picture were moved; several steps of a zoom are one wish."""
@@ -87,11 +77,6 @@ class OnTheMap:
         if left:
             self._resample()
         return left
-
-    def _resample(self) -> None:
-        """The settings say another part of the map."""
-        self._show_form()
-        self._submit()
 
     # What the person sees -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from workbench.probe import Reading
 from workbench.ui import form, look
 from workbench.ui.bench_parts import Parts, card, heading, word
 from workbench.ui.follow import PAUSE, Follower, Ticker
+from workbench.ui.moves import Moves
 from workbench.ui.place_card import PlaceCard
 from workbench.ui.places import Rest, marked
 from workbench.ui.session import Session
@@ -50,7 +51,7 @@ def explore(
     return bench
 
 
-class Bench(Parts):
+class Bench(Moves, Parts):
     """The widgets of one session. ``view`` is what is shown; the other attributes are its parts, by name."""
 
     words: ClassVar[str] = "A Workbench bench: live where a kernel runs; elsewhere see the picture below."
@@ -219,22 +220,9 @@ class Bench(Parts):
         self.place.update()
         self.session.chore(self._guarded(self._redraw))
 
-    def _go(self) -> None:
-        if self.session.places.go():
-            self._submit()
-
-    def _back(self) -> None:
-        if self.session.places.back():
-            self._submit()
-
     def _whole(self) -> None:
         if self.session.places.whole():
             self._resample()
-
-    def _resample(self) -> None:
-        """The settings say another part of the map."""
-        self._show_form()
-        self._submit()
 
     def _explained(self) -> None:
         (self.form.add_class if self.explain.value else self.form.remove_class)("wb-explained")
